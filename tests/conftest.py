@@ -12,4 +12,4 @@ import jaxtyping
 
 jax.config.update("jax_num_cpu_devices", 8)
 ARRAY_MODULES = ["safer_jax.grpo", "safer_jax.mesh", "safer_jax.model", "safer_jax.sampler", "safer_jax.state"]
-jaxtyping.install_import_hook(ARRAY_MODULES, "beartype.beartype").install()
+jaxtyping.install_import_hook(ARRAY_MODULES, "beartype.beartype")
