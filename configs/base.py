@@ -1,0 +1,132 @@
+"""Every field of a run with its default; the comment gives the unit or the alternatives (host code).
+
+Config files call `get_config()` and change what differs. They never start from each other.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """All fields. Takes no argument: files of record offer `:smoke`."""
+    if arg:
+        raise ValueError(f"configs/base.py takes no argument, got {arg!r}; use a file such as configs/tiny.py")
+    config = ConfigDict()
+    config.seed = 0  # of weights, order of rows and samples; 0 .. 2**31 - 1
+
+    config.model = model = ConfigDict()
+    model.variant = "tiny"  # tiny | 3b | 7b | 32b | 72b
+    model.path = ""  # folder written by tools/convert.py from-hf; empty = random weights
+    model.dtype = "float32"  # of the computation: float32 | bfloat16
+    model.remat = "layer"  # layer | none
+    model.attention = "auto"  # auto | xla | cudnn | splash
+
+    config.mesh = mesh = ConfigDict()
+    mesh.data = -1  # devices holding copies; -1 = the devices that the other axes leave
+    mesh.fsdp = 1  # devices over which weights and optimizer state are cut
+    mesh.tensor = 1  # devices over which heads and feed-forward width are cut
+
+    config.data = data = ConfigDict()
+    data.name = "demo"  # demo | safetag
+    data.path = ""  # the data set's folder; demo: empty = the cache folder
+    data.train_split = "train"  # name of a split
+    data.eval_split = "test"  # name of another split
+    data.eval_rows = 0  # rows; 0 = all
+    data.bad_rows = 0  # unreadable rows that may be skipped before the run stops
+    data.root = "~/.cache/safer_jax"  # folder for what is built once
+
+    config.prompt = prompt = ConfigDict()
+    prompt.buckets = (512, 1024, 2048)  # tokens, ascending
+    prompt.patch_buckets = (1024, 2048, 4096, 6144)  # patch slots of a prompt's images, ascending
+    prompt.min_pixels = 3_136  # pixels
+    prompt.max_pixels = 1_003_520  # pixels
+    prompt.max_image_bytes = 20_000_000  # bytes
+    prompt.max_source_pixels = 50_000_000  # pixels, from the file's header
+    prompt.force_think = False  # True: the opening <think> is forced and does not train
+    prompt.system = "safety"  # safety | none
+    prompt.guide = "steps"  # steps | none
+
+    config.sft = sft = ConfigDict()
+    sft.steps = 0  # updates; 0 = no warm start
+    sft.rows = 32  # prompts per update
+    sft.lr = 1e-5  # peak learning rate
+    sft.warmup_steps = 0  # updates
+    sft.weight_decay = 0.0  # per unit of learning rate
+    sft.reference_rows = 0  # training rows whose reference is used; 0 = all
+
+    config.sampler = sampler = ConfigDict()
+    sampler.group = 8  # rollouts per prompt, at least 2
+    sampler.max_tokens = 1024  # tokens of a completion
+    sampler.temperature = 1.0  # above 0
+    sampler.top_k = 0  # tokens; 0 = off
+    sampler.top_p = 1.0  # total probability; 1 = off
+    sampler.prompts_per_pass = 0  # prompts sampled at once, a divisor of grpo.prompts; 0 = all
+
+    config.reward = reward = ConfigDict()
+    reward.scheme = "safegrpo"  # safegrpo
+    reward.tag_weight = 0.5  # weight, 0 or more
+    reward.behaviour_weight = 0.5  # weight, 0 or more
+
+    config.grpo = grpo = ConfigDict()
+    grpo.steps = 100  # rollouts with their updates; 0 = no GRPO
+    grpo.prompts = 32  # prompts per step
+    grpo.minibatches = 1  # optimizer updates per step, a divisor of prompts
+    grpo.micro_prompts = 8  # prompts per gradient computation, a divisor of prompts / minibatches
+    grpo.micro_group = 0  # rollouts per gradient computation, a divisor of sampler.group; 0 = whole group
+    grpo.logp_chunk = 1024  # tokens whose logits exist at once
+    grpo.advantage = "group_norm"  # group_norm | group_mean | rloo
+    grpo.std_epsilon = 1e-6  # above 0, in units of reward
+    grpo.aggregation = "token_mean"  # token_mean | sequence_mean | constant
+    grpo.ratio = "token"  # token | sequence
+    grpo.clip_low = 0.2  # 0 or more, below 1
+    grpo.clip_high = 0.2  # 0 or more
+    grpo.dual_clip = 0.0  # multiples of the advantage, above 1; 0 = off
+    grpo.kl = "k3"  # none | k1 | k2 | k3
+    grpo.beta = 0.01  # weight of the KL term; 0 = no reference pass
+    grpo.overlong = "keep"  # keep | mask | soft_penalty
+    grpo.overlong_buffer = 0  # tokens, of soft_penalty
+    grpo.correction = "none"  # none | tis | mask
+    grpo.correction_cap = 2.0  # importance weight, 1 or more
+    grpo.baseline = "all"  # all | final
+    grpo.refill = False  # True: groups without reward spread are drawn anew
+
+    config.optimizer = optimizer = ConfigDict()
+    optimizer.lr = 1e-6  # peak learning rate
+    optimizer.warmup_steps = 0  # updates
+    optimizer.weight_decay = 0.0  # per unit of learning rate
+    optimizer.b1 = 0.9  # 0 or more, below 1
+    optimizer.b2 = 0.999  # 0 or more, below 1
+    optimizer.eps = 1e-8  # above 0
+    optimizer.clip_norm = 1.0  # global norm of a gradient
+    optimizer.train_vision = True  # True | False
+    optimizer.max_skipped = 5  # non-finite updates in a row before the run stops
+
+    config.eval = evaluation = ConfigDict()
+    evaluation.every = 0  # GRPO steps; 0 = only before and after
+    evaluation.temperature = 0.0  # 0 = greedy
+    evaluation.prompts = 32  # prompts per pass
+
+    config.checkpoint = checkpoint = ConfigDict()
+    checkpoint.every = 50  # steps
+    checkpoint.keep = 3  # newest checkpoints kept
+
+    config.log = log = ConfigDict()
+    log.every = 1  # steps
+    log.rollouts_every = 10  # steps; 0 = never
+    log.rollouts = 16  # rows
+    return config
+
+
+def smoke(config: ConfigDict) -> ConfigDict:
+    """The same code path on a CPU: a tiny policy with random weights, tiny shapes, two GRPO steps."""
+    config.model.update({"variant": "tiny", "path": "", "dtype": "float32", "attention": "auto"})
+    config.mesh.update({"data": -1, "fsdp": 1, "tensor": 1})
+    config.data.eval_rows = 4
+    config.prompt.update({"buckets": (2048,), "patch_buckets": (256,), "max_pixels": 25_088})
+    config.sft.steps = 0
+    config.sampler.update({"group": 4, "max_tokens": 16, "prompts_per_pass": 2})
+    config.grpo.update({"steps": 2, "prompts": 4, "minibatches": 2, "micro_prompts": 1, "micro_group": 2})
+    config.grpo.logp_chunk = 32
+    config.eval.update({"every": 0, "prompts": 4})
+    config.checkpoint.every = 1
+    config.log.update({"every": 1, "rollouts_every": 1, "rollouts": 4})
+    return config

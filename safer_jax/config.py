@@ -1,0 +1,582 @@
+"""What a run may be told: one frozen dataclass per stage, and every check of its values (host code).
+
+`configs/base.py` lists the same fields with their defaults. A field's type says what it may hold: `Literal` lists the
+words, `Annotated[..., Range]` the limits, so that the checks of one field are read beside its name. Checks between
+fields stand in `_conflicts`. This is the only module that sees ml_collections.
+"""
+
+import dataclasses
+import difflib
+import json
+import math
+import typing
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, NamedTuple
+
+import ml_collections
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be meant: the message names the field, the value and the fix, one problem per line."""
+
+
+class Range(NamedTuple):
+    """Limits of a number, both included unless said otherwise; of a tuple, the limits of each entry."""
+
+    low: float
+    high: float = math.inf
+    is_open: bool = False  # True: the low end itself is refused
+    is_open_above: bool = False  # True: the high end itself is refused
+
+    def holds(self, value: float) -> bool:
+        above = value > self.low if self.is_open else value >= self.low
+        return above and (value < self.high if self.is_open_above else value <= self.high)
+
+    def __str__(self) -> str:
+        text = f"{'above' if self.is_open else 'at least'} {self.low:g}"
+        if math.isinf(self.high):
+            return text
+        return f"{text} and {'below' if self.is_open_above else 'at most'} {self.high:g}"
+
+
+class NotEmpty(NamedTuple):
+    """A string or tuple that must hold something."""
+
+
+Count = Annotated[int, Range(0)]
+Size = Annotated[int, Range(1)]
+Sizes = Annotated[tuple[int, ...], Range(1), NotEmpty()]
+Positive = Annotated[float, Range(0, is_open=True)]
+NotNegative = Annotated[float, Range(0)]
+Rate = Annotated[float, Range(0, 1, is_open=True)]
+Decay = Annotated[float, Range(0, 1, is_open_above=True)]
+Name = Annotated[str, NotEmpty()]
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """The policy.
+
+    variant: tiny | 3b | 7b | 32b | 72b, the published shapes of Qwen2.5-VL and a small one for CPUs
+    path: folder written by `tools/convert.py from-hf`; empty = random weights
+    dtype: float32 | bfloat16, of the computation; the master weights are float32
+    remat: layer | none, recompute each layer in the backward pass or keep its activations
+    attention: auto | xla | cudnn | splash, which attention kernel; auto = the best one for the device
+    """
+
+    variant: Literal["tiny", "3b", "7b", "32b", "72b"]
+    path: str
+    dtype: Literal["float32", "bfloat16"]
+    remat: Literal["layer", "none"]
+    attention: Literal["auto", "xla", "cudnn", "splash"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Mesh:
+    """How many devices stand along each axis of the mesh; their product is the number of devices.
+
+    data: devices that hold copies of the weights; -1 = the devices that the other axes leave
+    fsdp: devices over which weights and optimizer state are cut
+    tensor: devices over which heads and feed-forward width are cut
+    """
+
+    data: int
+    fsdp: Size
+    tensor: Size
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Which rows the policy is asked.
+
+    name: demo | safetag
+    path: the data set's folder; for demo empty = the cache folder
+    train_split: name of the split that is trained on
+    eval_split: name of the split that is evaluated on
+    eval_rows: rows of eval_split in an evaluation; 0 = all
+    bad_rows: unreadable rows that are named and skipped before the run stops
+    root: folder for what is built once, such as the demo set
+    """
+
+    name: Literal["demo", "safetag"]
+    path: str
+    train_split: Name
+    eval_split: Name
+    eval_rows: Count
+    bad_rows: Count
+    root: Name
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """How a row becomes tokens and patches.
+
+    buckets: prompt lengths in tokens, ascending; a batch is padded to the first that fits, a longer prompt is refused
+    patch_buckets: patch slots of a prompt's images, ascending; chosen and refused alike
+    min_pixels: smaller images are enlarged to this area (pixels)
+    max_pixels: larger images are reduced to this area (pixels)
+    max_image_bytes: larger image files are refused (bytes)
+    max_source_pixels: images whose header names a larger area are refused before decoding (pixels)
+    force_think: True = the opening <think> is part of the completion's forced tokens and does not train
+    system: safety | none, the system text
+    guide: steps | none, the instruction about the answer's format behind the user's text
+    """
+
+    buckets: Sizes
+    patch_buckets: Sizes
+    min_pixels: Size
+    max_pixels: Size
+    max_image_bytes: Size
+    max_source_pixels: Size
+    force_think: bool
+    system: Literal["safety", "none"]
+    guide: Literal["steps", "none"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sft:
+    """The warm start: supervised steps on reference responses before GRPO.
+
+    steps: updates; 0 = no warm start
+    rows: prompts per update
+    lr: peak learning rate
+    warmup_steps: updates of linear rise to lr
+    weight_decay: AdamW's decoupled decay, per unit of learning rate
+    reference_rows: the first so many training rows give their reference; 0 = all
+    """
+
+    steps: Count
+    rows: Size
+    lr: Rate
+    warmup_steps: Count
+    weight_decay: NotNegative
+    reference_rows: Count
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+    """How the policy answers.
+
+    group: rollouts per prompt (G)
+    max_tokens: completion length limit in tokens (C)
+    temperature: of the softmax that is sampled and whose log-probs train
+    top_k: sample among the k likeliest tokens; 0 = off
+    top_p: sample among the likeliest tokens of this total probability; 1 = off
+    prompts_per_pass: prompts sampled at once, a divisor of grpo.prompts; 0 = all
+    """
+
+    group: Annotated[int, Range(2)]
+    max_tokens: Size
+    temperature: Positive
+    top_k: Count
+    top_p: Rate
+    prompts_per_pass: Count
+
+
+@dataclasses.dataclass(frozen=True)
+class Reward:
+    """What an answer is worth.
+
+    scheme: safegrpo
+    tag_weight: weight of the tags' part of the reward
+    behaviour_weight: weight of the part for refusing or helping as it is right
+    """
+
+    scheme: Literal["safegrpo"]
+    tag_weight: NotNegative
+    behaviour_weight: NotNegative
+
+
+@dataclasses.dataclass(frozen=True)
+class Grpo:
+    """The policy update.
+
+    steps: rollouts with their updates; 0 = no GRPO
+    prompts: prompts per step (P)
+    minibatches: optimizer updates per step, a divisor of prompts (M)
+    micro_prompts: prompts whose gradient is computed at once, a divisor of prompts / minibatches
+    micro_group: rollouts of a group whose gradient is computed at once, a divisor of sampler.group; 0 = whole group
+    logp_chunk: tokens whose logits exist at once
+    advantage: group_norm | group_mean | rloo
+    std_epsilon: added to the group's standard deviation (group_norm)
+    aggregation: token_mean | sequence_mean | constant
+    ratio: token | sequence, per token or one geometric mean per sequence (GSPO)
+    clip_low: the ratio is clipped below at 1 - clip_low
+    clip_high: the ratio is clipped above at 1 + clip_high
+    dual_clip: bound of the objective at negative advantages, in multiples of the advantage; 0 = off
+    kl: none | k1 | k2 | k3, the estimator of the KL term in the loss
+    beta: weight of the KL term; 0 = no reference pass
+    overlong: keep | mask | soft_penalty, what becomes of answers that the length limit cut
+    overlong_buffer: tokens before the limit over which soft_penalty grows to 1; 0 with the other choices
+    correction: none | tis | mask, of the gap between sampler's and trainer's log-probs
+    correction_cap: largest importance weight (tis), or ratio beyond which a token is dropped (mask)
+    baseline: all | final, attempts that form the group's baseline; final = superseded ones neither count nor train
+    refill: True = groups without reward spread are drawn anew (dynamic sampling)
+    """
+
+    steps: Count
+    prompts: Size
+    minibatches: Size
+    micro_prompts: Size
+    micro_group: Count
+    logp_chunk: Size
+    advantage: Literal["group_norm", "group_mean", "rloo"]
+    std_epsilon: Positive
+    aggregation: Literal["token_mean", "sequence_mean", "constant"]
+    ratio: Literal["token", "sequence"]
+    clip_low: Decay
+    clip_high: NotNegative
+    dual_clip: NotNegative
+    kl: Literal["none", "k1", "k2", "k3"]
+    beta: NotNegative
+    overlong: Literal["keep", "mask", "soft_penalty"]
+    overlong_buffer: Count
+    correction: Literal["none", "tis", "mask"]
+    correction_cap: Annotated[float, Range(1)]
+    baseline: Literal["all", "final"]
+    refill: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """AdamW of the GRPO updates; the warm start shares all but lr, warmup_steps and weight_decay.
+
+    lr: peak learning rate
+    warmup_steps: updates of linear rise to lr
+    weight_decay: decoupled decay, per unit of learning rate
+    b1: decay of the first moment
+    b2: decay of the second moment
+    eps: added to the root of the second moment
+    clip_norm: largest global norm of a gradient
+    train_vision: True = the vision tower is trained too
+    max_skipped: updates with a gradient that is not finite, in a row, before the run stops
+    """
+
+    lr: Rate
+    warmup_steps: Count
+    weight_decay: NotNegative
+    b1: Decay
+    b2: Decay
+    eps: Positive
+    clip_norm: Positive
+    train_vision: bool
+    max_skipped: Size
+
+
+@dataclasses.dataclass(frozen=True)
+class Eval:
+    """The evaluation on data.eval_split.
+
+    every: GRPO steps between evaluations; 0 = only before and after
+    temperature: 0 = greedy
+    prompts: prompts per pass
+    """
+
+    every: Count
+    temperature: NotNegative
+    prompts: Size
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """What a stopped run resumes from.
+
+    every: steps between checkpoints
+    keep: newest checkpoints that are kept
+    """
+
+    every: Size
+    keep: Size
+
+
+@dataclasses.dataclass(frozen=True)
+class Log:
+    """What a run writes beside its checkpoints.
+
+    every: steps between lines of metrics
+    rollouts_every: steps between saved rollouts; 0 = never
+    rollouts: rows saved each time
+    """
+
+    every: Size
+    rollouts_every: Count
+    rollouts: Count
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """All settings of a run, one field per stage.
+
+    seed: of weights, order of rows and samples
+    """
+
+    seed: Annotated[int, Range(0, 2**31 - 1)]
+    model: Model
+    mesh: Mesh
+    data: Data
+    prompt: Prompt
+    sft: Sft
+    sampler: Sampler
+    reward: Reward
+    grpo: Grpo
+    optimizer: Optimizer
+    eval: Eval
+    checkpoint: Checkpoint
+    log: Log
+
+
+def resolve(config: ml_collections.ConfigDict) -> Config:
+    """Checks a config file's settings and freezes them.
+
+    Raises:
+      ConfigError: unknown, missing or impossible settings, all of them in one message.
+    """
+    return _build(_plain(config))
+
+
+def to_json(config: Config) -> str:
+    """The text of a run's config.json."""
+    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+
+
+def from_json(text: str) -> Config:
+    """The settings that `to_json` wrote, checked again. Raises ConfigError, or ValueError where it is not JSON."""
+    values = json.loads(text)
+    if not isinstance(values, dict):
+        raise ConfigError(f"config: is a {type(values).__name__}, must be an object of settings")
+    for section, kind in _sections().items():
+        fields = values.get(section)
+        if not isinstance(fields, dict):
+            continue  # _build names it
+        for name, hint in _hints(kind).items():  # JSON has no tuples
+            if typing.get_origin(_bare(hint)) is tuple and isinstance(fields.get(name), list):
+                fields[name] = tuple(fields[name])
+    return _build(values)
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """`{"section.field": value}` in the order of the dataclasses."""
+    flat = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            flat |= {f"{field.name}.{name}": entry for name, entry in dataclasses.asdict(value).items()}
+        else:
+            flat[field.name] = value
+    return flat
+
+
+def differences(old: Config, new: Config) -> list[str]:
+    """Lines `section.field: old -> new` of the settings in which two runs differ."""
+    olds, news = flatten(old), flatten(new)
+    return [f"{name}: {olds[name]!r} -> {news[name]!r}" for name in news if olds[name] != news[name]]
+
+
+def check_images(config: Config, patch: int, merge: int) -> None:
+    """Refuses image limits that no bucket can hold, for a model with these patch and merge sizes (pixels, patches).
+
+    Raises:
+      ConfigError: an image of prompt.max_pixels needs more patches or tokens than the largest bucket has.
+    """
+    prompt, problems = config.prompt, []
+    if prompt.max_pixels < (patch * merge) ** 2:
+        problems.append(
+            f"prompt.max_pixels = {prompt.max_pixels}: less than one image token; raise it to {(patch * merge) ** 2}"
+        )
+    patches = prompt.max_pixels // (patch * patch)
+    if patches > prompt.patch_buckets[-1]:
+        fits = prompt.patch_buckets[-1] * patch * patch
+        problems.append(
+            f"prompt.max_pixels = {prompt.max_pixels}: such an image has {patches} patches, the largest of "
+            f"prompt.patch_buckets holds {prompt.patch_buckets[-1]}; lower max_pixels to {fits} or add a bucket"
+        )
+    tokens = patches // (merge * merge)
+    if tokens >= prompt.buckets[-1]:
+        problems.append(
+            f"prompt.max_pixels = {prompt.max_pixels}: such an image takes {tokens} tokens, the largest of "
+            f"prompt.buckets holds {prompt.buckets[-1]} for image and text; lower max_pixels or add a bucket"
+        )
+    _raise(problems)
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    if isinstance(config, ml_collections.ConfigDict):
+        return {str(name): _plain_value(config, name) for name in config}
+    raise ConfigError(f"config: is a {type(config).__name__}, must be an ml_collections.ConfigDict from get_config()")
+
+
+def _plain_value(config: ml_collections.ConfigDict, name: str) -> Any:
+    value = config[name]  # also follows FieldReferences
+    return _plain(value) if isinstance(value, ml_collections.ConfigDict) else value
+
+
+def _build(values: dict[str, Any]) -> Config:
+    problems, parts = [], {}
+    problems += _unknown("", values, _hints(Config))
+    for name, hint in _hints(Config).items():
+        if name not in values:
+            problems.append(f"{name}: is missing; start from configs/base.py, which has every field")
+        elif dataclasses.is_dataclass(hint):
+            parts[name] = _build_section(name, hint, values[name], problems)
+        else:
+            parts[name] = _check(name, hint, values[name], problems)
+    _raise(problems)
+    config = Config(**parts)
+    _raise(list(_conflicts(config)))
+    return config
+
+
+def _build_section(section: str, kind: type, values: Any, problems: list[str]) -> Any:
+    if not isinstance(values, dict):
+        problems.append(f"{section}: is {values!r}, must be a section with the fields {', '.join(_hints(kind))}")
+        return None
+    before = len(problems)
+    problems += _unknown(section, values, _hints(kind))
+    parts = {}
+    for name, hint in _hints(kind).items():
+        if name in values:
+            parts[name] = _check(f"{section}.{name}", hint, values[name], problems)
+        else:
+            problems.append(f"{section}.{name}: is missing; start from configs/base.py, which has every field")
+    return kind(**parts) if len(problems) == before else None
+
+
+def _unknown(section: str, values: dict[str, Any], known: dict[str, Any]) -> Iterator[str]:
+    for name, value in values.items():
+        if name in known:
+            continue
+        path = f"{section}.{name}" if section else name
+        near = difflib.get_close_matches(name, known, n=1)
+        places = [f"{section}.{near[0]}" if section else near[0]] if near else []
+        places += [f"{other}.{name}" for other, kind in _sections().items() if name in _hints(kind)]
+        where = f"did you mean {' or '.join(places)}?" if places else f"known are {', '.join(known)}"
+        yield f"{path} = {value!r}: no such field; {where}"
+
+
+def _check(path: str, hint: Any, value: Any, problems: list[str]) -> Any:
+    """The value, an int turned to float where one is wanted; what is wrong with it goes to `problems`."""
+    bare, limits = _bare(hint), getattr(hint, "__metadata__", ())
+    if bare is float and type(value) is int:
+        value = float(value)
+    problem = _type_problem(bare, value)
+    if problem is None and NotEmpty() in limits and not value:
+        problem = "is empty; give it a value"
+    entries = value if isinstance(value, tuple) else (value,)
+    ranges = [limit for limit in limits if isinstance(limit, Range)]
+    if problem is None:
+        problem = next((f"must be {limit}" for limit in ranges for x in entries if not limit.holds(x)), None)
+    if problem is not None:
+        problems.append(f"{path} = {value!r}: {problem}")
+    return value
+
+
+def _type_problem(bare: Any, value: Any) -> str | None:
+    origin = typing.get_origin(bare)
+    if value is None:
+        return "is not set; give it a value"
+    if origin is Literal:
+        words = typing.get_args(bare)
+        near = difflib.get_close_matches(value.lower(), words, n=1) if isinstance(value, str) else []
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        return None if type(value) is str and value in words else f"must be one of {', '.join(words)}{hint}"
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return f"is a {type(value).__name__}, must be a tuple of whole numbers, such as (64,)"
+        return None if all(type(entry) is int for entry in value) else "must hold whole numbers only"
+    if type(value) is not bare:  # not isinstance: a bool is no int here
+        return f"is a {type(value).__name__}, must be {_NAMES[bare]}"
+    if bare is float and not math.isfinite(value):
+        return "is not finite; give it a number"
+    return None
+
+
+def _conflicts(config: Config) -> Iterator[str]:
+    """What each field alone does not show."""
+    yield from _size_conflicts(config)
+    yield from _choice_conflicts(config)
+    data, prompt, mesh = config.data, config.prompt, config.mesh
+    if mesh.data == 0 or mesh.data < -1:
+        yield f"mesh.data = {mesh.data}: must be -1 (the devices that the other axes leave) or at least 1"
+    if data.name == "safetag" and not data.path:
+        yield f"data.path = {data.path!r}: data.name = 'safetag' is read from disk; set it to the data set's folder"
+    if data.train_split == data.eval_split:
+        yield f"data.eval_split = {data.eval_split!r}: is data.train_split too; evaluate on rows that are not trained on"
+    for name in ("buckets", "patch_buckets"):
+        sizes = getattr(prompt, name)
+        if list(sizes) != sorted(set(sizes)):
+            yield f"prompt.{name} = {sizes!r}: must ascend; write {tuple(sorted(set(sizes)))!r}"
+    if prompt.min_pixels > prompt.max_pixels:
+        yield f"prompt.min_pixels = {prompt.min_pixels}: is above prompt.max_pixels = {prompt.max_pixels}; lower it"
+    if prompt.max_pixels > prompt.max_source_pixels:
+        yield (
+            f"prompt.max_source_pixels = {prompt.max_source_pixels}: is below prompt.max_pixels = {prompt.max_pixels};"
+            " raise it"
+        )
+
+
+def _size_conflicts(config: Config) -> Iterator[str]:
+    grpo, sampler = config.grpo, config.sampler
+    if grpo.prompts % grpo.minibatches:
+        yield _divides("grpo.minibatches", grpo.minibatches, "grpo.prompts", grpo.prompts)
+    elif grpo.prompts // grpo.minibatches % grpo.micro_prompts:
+        size = grpo.prompts // grpo.minibatches
+        yield _divides("grpo.micro_prompts", grpo.micro_prompts, "grpo.prompts / grpo.minibatches", size)
+    if grpo.micro_group and sampler.group % grpo.micro_group:
+        yield _divides("grpo.micro_group", grpo.micro_group, "sampler.group", sampler.group)
+    if sampler.prompts_per_pass and grpo.prompts % sampler.prompts_per_pass:
+        yield _divides("sampler.prompts_per_pass", sampler.prompts_per_pass, "grpo.prompts", grpo.prompts)
+
+
+def _choice_conflicts(config: Config) -> Iterator[str]:
+    grpo, sampler, reward = config.grpo, config.sampler, config.reward
+    if grpo.kl == "none" and grpo.beta > 0:
+        yield f"grpo.beta = {grpo.beta}: has no effect with grpo.kl = 'none'; set beta to 0 or kl to 'k3'"
+    if 0 < grpo.dual_clip <= 1:
+        yield f"grpo.dual_clip = {grpo.dual_clip}: must be 0 (off) or above 1, 3 is usual"
+    if grpo.overlong == "soft_penalty" and not 0 < grpo.overlong_buffer <= sampler.max_tokens:
+        yield (
+            f"grpo.overlong_buffer = {grpo.overlong_buffer}: grpo.overlong = 'soft_penalty' needs 1 to "
+            f"sampler.max_tokens = {sampler.max_tokens} tokens"
+        )
+    if grpo.overlong != "soft_penalty" and grpo.overlong_buffer:
+        yield (
+            f"grpo.overlong_buffer = {grpo.overlong_buffer}: has no effect with grpo.overlong = {grpo.overlong!r}; "
+            "set it to 0 or overlong to 'soft_penalty'"
+        )
+    for name, value, off in (("top_k", sampler.top_k, 0), ("top_p", sampler.top_p, 1.0)):
+        # The ratios are of whole distributions; of a truncated one they are biased.
+        if value != off and grpo.correction != "none":
+            yield f"sampler.{name} = {value}: biases grpo.correction = {grpo.correction!r}; set one of them to {off}, none"
+        elif value != off and grpo.minibatches > 1:
+            yield (
+                f"sampler.{name} = {value}: biases the ratios of grpo.minibatches = {grpo.minibatches}; "
+                f"set it to {off} or minibatches to 1"
+            )
+    if reward.tag_weight + reward.behaviour_weight == 0:
+        yield "reward.tag_weight = 0.0: and behaviour_weight is 0 too, every reward would be 0; raise one of them"
+
+
+def _divides(name: str, value: int, whole: str, size: int) -> str:
+    divisors = [number for number in range(1, size + 1) if size % number == 0]
+    near = min(divisors, key=lambda number: abs(number - value))
+    return f"{name} = {value}: does not divide {whole} = {size}; the nearest divisor is {near}"
+
+
+def _raise(problems: list[str]) -> None:
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def _hints(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind, include_extras=True)
+
+
+def _sections() -> dict[str, type]:
+    return {name: hint for name, hint in _hints(Config).items() if dataclasses.is_dataclass(hint)}
+
+
+def _bare(hint: Any) -> Any:
+    return typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
+
+
+_NAMES = {int: "a whole number", float: "a number", str: "a string", bool: "True or False"}
