@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import io
 import math
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -27,6 +28,7 @@ TURN = {
 }
 # A PNG may carry EXIF after its pixels, where PIL finds it only by decoding them: look for its three names first.
 PNG_EXIF = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
+_AGAIN = "save the image again or drop the row"  # the end of many messages
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's, of red, green and blue in 0..1
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -147,7 +149,7 @@ def patches(
     return pixel.reshape(rows * columns, 3 * p * p), (rows, columns)
 
 
-def normalise(pixel_XI):
+def normalise(pixel_XI: Any) -> Any:
     """uint8 [..., 3 * p * p] (channel first) -> float32, the same: numpy in, numpy out; jax in, jax out, also in jit.
 
     Each value equals transformers' bit for bit. It is one lookup because arithmetic would not stay so: compilers turn
@@ -164,8 +166,8 @@ def window_slots(grid: tuple[int, int], geometry: Geometry) -> tuple[np.ndarray,
     """Where each patch stands when windows stand one after the other: int32 [x] (read-only), and the slots in all.
 
     Windows are in raster order and own U = (window // patch)^2 slots each, also where the right or bottom border cuts
-    them. Inside a window its merge blocks stand in raster order, merge^2 slots each, and the empty slots come last. Same
-    windows in the same order as transformers' `get_vision_window_index`.
+    them. Inside a window its merge blocks stand in raster order, merge^2 slots each, and the empty slots come last.
+    Same windows in the same order as transformers' `get_vision_window_index`.
     """
     rows, columns = grid[0] // geometry.merge, grid[1] // geometry.merge
     side = geometry.window // (geometry.patch * geometry.merge)
@@ -187,9 +189,6 @@ def patch_positions(grid: tuple[int, int], geometry: Geometry) -> np.ndarray:
     return position.reshape(rows * columns, 2).astype(np.int32)
 
 
-_AGAIN = "save the image again or drop the row"
-
-
 def _open(data: bytes, limits: Limits, name: str) -> tuple[Image.Image, Image.Transpose | None]:
     """Read the header and check all that it tells; no pixel is decoded. Also how to turn the picture upright."""
     if not data:
@@ -203,7 +202,7 @@ def _open(data: bytes, limits: Limits, name: str) -> tuple[Image.Image, Image.Tr
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.UnidentifiedImageError as error:
         raise ImageError(
-            f"{name}: {len(data)} bytes beginning {data[:8]!r} are no {', '.join(FORMATS)} image; "
+            f"{name}: {len(data)} bytes beginning {data[:8]!r} have no header of {', '.join(FORMATS)}; "
             "convert it or drop the row"
         ) from error
     except Image.DecompressionBombError as error:
