@@ -1,0 +1,36 @@
+"""The demo set as a tensorflow-datasets builder, made without TensorFlow (host code)."""
+
+from collections.abc import Iterator
+
+import tensorflow_datasets as tfds
+
+from safer_jax.datasets.demo import rows, rules, scenes
+from safer_jax.shapes import TAGS
+
+TEXT_FIELDS = ("id", "prompt", "expected", "category", "reference")
+TAG_FIELDS = ("image_tag", "text_tag", "combine_tag")
+
+
+class Builder(tfds.core.GeneratorBasedBuilder):
+    """Drawn scenes with questions and three tags by rule. Ask for `file_format="array_record"`."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES = {"1.0.0": "First version."}
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        texts = {field: tfds.features.Text() for field in TEXT_FIELDS}
+        tags = {field: tfds.features.ClassLabel(names=TAGS) for field in TAG_FIELDS}
+        image = tfds.features.Image(shape=(scenes.SIZE, scenes.SIZE, 3), encoding_format="png")
+        return self.dataset_info_from_configs(
+            description="Small drawn scenes and questions about them, tagged safe or unsafe by rule.",
+            features=tfds.features.FeaturesDict({"image": image, **texts, **tags}),
+            disable_shuffling=True,
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
+        return {split: self._generate_examples(split) for split in rules.ROWS}
+
+    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict]]:
+        for number, record in enumerate(rows.rows(split)):
+            fields = record._asdict()
+            yield number, {"image": record.images[0], **{field: fields[field] for field in TEXT_FIELDS + TAG_FIELDS}}
