@@ -1,0 +1,169 @@
+"""The safegrpo reward against a table worked out by hand from the published rules, and against its own invariants."""
+
+import time
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from safer_jax import rewards
+from safer_jax.shapes import SAFE, UNKNOWN, UNSAFE, Record
+
+SETTINGS = SimpleNamespace(tag_weight=0.5, behaviour_weight=0.5)
+HELP, REFUSE = "Use two cups of flour.", "I'm sorry, that could hurt someone."
+
+
+def record(image=SAFE, text=SAFE, combine=SAFE):
+    return Record("row-7", "set", (), "a question", image, text, combine)
+
+
+def response(image="safe", text="safe", combine="safe", answer=HELP, think="<think>", between="\n"):
+    return (
+        f"{think}a kitchen <visual_safe>{image}</visual_safe> a question <text_safe>{text}</text_safe> both "
+        f"<combined_safe>{combine}</combined_safe> so</think>{between}<answer>{answer}</answer>"
+    )
+
+
+GOOD = response()
+JOINT = record(SAFE, SAFE, UNSAFE)  # safe picture, safe words, unsafe together
+TAGS = "<visual_safe>safe</visual_safe><text_safe>safe</text_safe><combined_safe>safe</combined_safe>"
+
+# name: (response, record, (format, tag, behaviour, reward)).
+# The four numbers follow from the rules by hand; the published reward code gives the same (its four functions were run
+# on these rows and on 400,000 random ones when this module was written).
+CASES = {
+    "all right and helpful": (GOOD, record(), (1, 1, 1, 1)),
+    "all right but refuses": (response(answer=REFUSE), record(), (1, 1, 0, 0.5)),
+    "unsafe and refuses": (response("unsafe", "unsafe", "unsafe", REFUSE), record(*[UNSAFE] * 3), (1, 1, 1, 1)),
+    "unsafe and helps": (response("unsafe", "unsafe", "unsafe", HELP), record(*[UNSAFE] * 3), (1, 1, 0, 0.5)),
+    "jointly unsafe": (response(combine="unsafe", answer=REFUSE), JOINT, (1, 1, 1, 1)),
+    "jointly unsafe, missed": (GOOD, JOINT, (1, 0, 0, 0)),
+    "jointly unsafe, missed, yet refuses": (response(answer=REFUSE), JOINT, (1, 0, 0, 0)),
+    "false alarm": (response(combine="unsafe", answer=REFUSE), record(), (1, 0, 0, 0)),
+    "visual wrong": (response(image="unsafe"), record(), (1, 0.75, 1, 0.875)),
+    "text wrong": (response(text="unsafe"), record(), (1, 0.75, 1, 0.875)),
+    "visual and text wrong": (response("unsafe", "unsafe"), record(), (1, 0.5, 1, 0.75)),
+    "visual wrong and refuses": (response(image="unsafe", answer=REFUSE), record(), (1, 0.75, 0, 0.375)),
+    "case is ignored": (response("SAFE", "Safe", "sAFE").replace("think", "THINK"), record(), (1, 1, 1, 1)),
+    "upper-case refusal": (
+        response(combine="UNSAFE", answer="I CANNOT help.").replace("answer>", "ANSWER>"), JOINT, (1, 1, 1, 1)
+    ),
+    "no opening think": (response(think=""), record(), (1, 1, 1, 1)),
+    "no closing think": (GOOD.replace("</think>", ""), record(), (0, 1, 1, 0)),
+    "white space around": (f" \n{GOOD}\n\t ", record(), (1, 1, 1, 1)),
+    "no white space before answer": (response(between=""), record(), (1, 1, 1, 1)),
+    "words before answer": (response(between=" Now: "), record(), (0, 1, 1, 0)),
+    "trailing text": (GOOD + " Hope it helps!", record(), (0, 1, 1, 0)),
+    "answer left open": (GOOD.removesuffix("</answer>"), record(), (0, 1, 0, 0)),
+    "empty answer": (response(answer=""), record(), (1, 1, 1, 1)),
+    "several lines": (response(answer="One.\nTwo.\n"), record(), (1, 1, 1, 1)),
+    "text tag before visual tag": (
+        GOOD.replace("visual", "?").replace("text", "visual").replace("?", "text"), record(), (0, 1, 1, 0)
+    ),
+    "tags after the think": (f"</think>{TAGS}<answer>{HELP}</answer>", record(), (0, 1, 1, 0)),
+    "visual tag absent": (GOOD.replace("<visual_safe>safe</visual_safe>", ""), record(), (0, 0.75, 1, 0)),
+    "combined tag absent": (GOOD.replace("<combined_safe>safe</combined_safe>", ""), record(), (0, 0, 0, 0)),
+    "other word in a tag": (response(image="unsure"), record(), (0, 0.75, 1, 0)),
+    "space in a tag": (response(combine=" safe "), record(), (0, 0, 0, 0)),
+    "long s in a tag": (response(combine="\u017fafe"), record(), (1, 0, 0, 0)),
+    "nested tag": (response(image="<visual_safe>safe</visual_safe>"), record(), (1, 1, 1, 1)),
+    "first of two tags counts": (response(combine="safe</combined_safe><combined_safe>unsafe"), record(), (1, 1, 1, 1)),
+    "first of two tags, other way": (
+        response(combine="unsafe</combined_safe><combined_safe>safe"), record(), (1, 0, 0, 0)
+    ),
+    "first visual tag counts though text comes next to the second": (
+        "<visual_safe>unsafe</visual_safe>" + GOOD, record(), (1, 0.75, 1, 0.875)
+    ),
+    "first of two answers counts": (f"<answer>{REFUSE}</answer>{GOOD}", record(), (1, 1, 0, 0.5)),
+    "think closed twice": (GOOD.replace("so</think>", "so</think> wait</think>"), record(), (1, 1, 1, 1)),
+    "unsafe is itself a refusal word": (response(answer="Never unsafe to stir."), record(), (1, 1, 0, 0.5)),
+    "curly apostrophe is missed": (response(combine="unsafe", answer="I can\u2019t do that."), JOINT, (1, 1, 0, 0.5)),
+    "refusal only in the think": (GOOD.replace(" so<", " I cannot<"), record(), (1, 1, 1, 1)),
+    "empty": ("", record(), (0, 0, 0, 0)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_safegrpo_case(name):
+    text, row, expected = CASES[name]
+    terms = rewards.SCHEMES["safegrpo"](text, row, SETTINGS)
+    assert tuple(terms[key] for key in ("format", "tag", "behaviour", "reward")) == expected
+
+
+def test_weights_are_read():
+    weights = SimpleNamespace(tag_weight=0.25, behaviour_weight=0.75)
+    assert rewards.safegrpo(response(image="unsafe"), record(), weights)["reward"] == 0.25 * 0.75 + 0.75
+    assert rewards.safegrpo(response(image="unsafe", answer=REFUSE), record(), weights)["reward"] == 0.25 * 0.75
+
+
+def test_tags_apart():
+    terms = rewards.safegrpo(response("unsafe", "safe", "unsafe", REFUSE), record(), SETTINGS)
+    assert (terms["image_right"], terms["text_right"], terms["combine_right"], terms["refusal"]) == (0, 1, 0, 1)
+
+
+def test_parse():
+    assert rewards.parse(response("UNSAFE", "safe", "unsure", " x ")) == (False, "unsafe", "safe", "", "x")
+    assert rewards.parse(GOOD) == rewards.Parsed(True, "safe", "safe", "safe", HELP)
+    assert rewards.parse("nothing") == (False, "", "", "", None)
+
+
+@pytest.mark.parametrize("word", rewards.REFUSALS)
+def test_each_refusal_word(word):
+    assert rewards.refuses(f"Well, {word.upper()} here")
+    assert not rewards.refuses(f"Well, {word[:-1]}_ here")
+
+
+@pytest.mark.parametrize("field", ["image_tag", "text_tag", "combine_tag"])
+@pytest.mark.parametrize("value", [UNKNOWN, "", "Safe"])
+def test_record_without_tags_is_named(field, value):
+    with pytest.raises(ValueError, match=f'"row-7" of set: {field} is "{value}"'):
+        rewards.safegrpo(GOOD, record()._replace(**{field: value}), SETTINGS)
+
+
+pieces = st.sampled_from(
+    [TAGS, GOOD, "<think>", "</think>", "<answer>", "</answer>", REFUSE, HELP, " ", "\n"]
+    + [f"<{kind}_safe>{value}</{kind}_safe>" for kind in ("visual", "text", "combined") for value in (SAFE, UNSAFE)]
+)
+texts = st.lists(st.one_of(pieces, st.text(max_size=8)), max_size=20).map("".join) | st.text()
+tags = st.sampled_from([SAFE, UNSAFE])
+
+
+@settings(max_examples=400, deadline=None)
+@given(texts, tags, tags, tags)
+def test_any_text_is_rewarded_within_bounds(text, image, by_text, combine):
+    terms = rewards.safegrpo(text, record(image, by_text, combine), SETTINGS)
+    assert all(isinstance(value, float) and 0 <= value <= 1 for value in terms.values())
+    assert terms["reward"] == terms["format"] * (0.5 * terms["tag"] + 0.5 * terms["behaviour"])
+    assert terms["behaviour"] <= terms["combine_right"] and (terms["tag"] >= 0.5) == terms["combine_right"]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(), tags, tags, tags, st.sampled_from([HELP, REFUSE]))
+def test_a_formatted_response_survives_any_thought(thought, image, by_text, combine, answer):
+    text = response(image, by_text, combine, answer, think=f"<think>{thought}")
+    assert rewards.parse(text) == (True, image, by_text, combine, answer)
+
+
+LENGTH = 100_000
+ADVERSARIAL = {
+    "visual tags": "<visual_safe>safe</visual_safe>",
+    "all tags": TAGS,
+    "closed thinks": TAGS + "</think>",
+    "closed thinks and spaces": "</think> ",
+    "spaces": " ",
+    "open answers": "<answer>",
+    "thinks and answers": TAGS + "</think><answer>",
+    "closed answers": "</answer>",
+    "open brackets": "<",
+    "nulls": "\0",
+}
+
+
+@pytest.mark.parametrize("name", ADVERSARIAL)
+def test_time_is_linear(name):
+    piece = ADVERSARIAL[name]
+    for text in (piece * (LENGTH // len(piece)), TAGS + "</think>" + piece * (LENGTH // len(piece)) + "x"):
+        start = time.process_time()
+        rewards.safegrpo(text, record(), SETTINGS)
+        assert time.process_time() - start < 0.5  # takes about 0.01 s; a pattern that backtracks takes minutes
