@@ -5,6 +5,7 @@ put in after the special tokens have been found, so no text of a data set can wr
 """
 
 import itertools
+import pathlib
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -226,16 +227,18 @@ class Processor:
 
 
 def load_tokenizer(folder: str) -> Any:
-    """transformers' tokenizer from local files only, never running code from them. Raises PromptError."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    """transformers' fast tokenizer from local files only, never running code from them. Raises PromptError."""
+    missing = [
+        name for name in ("tokenizer.json", "tokenizer_config.json") if not (pathlib.Path(folder) / name).is_file()
+    ]
+    if missing:
         raise PromptError(
-            f"no tokenizer can be read from {folder!r} ({error}); want tokenizer.json and tokenizer_config.json"
-        ) from error
-    if not tokenizer.is_fast:
-        raise PromptError(f"the tokenizer of {folder!r} has no tokenizer.json; save it with transformers as a fast one")
-    return tokenizer
+            f"no tokenizer in {str(folder)!r}: {' and '.join(missing)} missing; copy the model's files there"
+        )
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # tokenizers raises the base class; what it was is told
+        raise PromptError(f"the tokenizer in {str(folder)!r} cannot be read ({error}); copy its files again") from error
 
 
 def positions(
