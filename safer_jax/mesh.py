@@ -69,14 +69,18 @@ def spec(names: tuple[str | None, ...], column: int, mesh: Any = None, shape: tu
     return PartitionSpec(*parts)
 
 
-def shardings(abstract_params: nnx.State, mesh: jax.sharding.Mesh, column: int = TRAIN) -> nnx.State:
-    """A NamedSharding for every parameter, from the logical axes that stand in its metadata."""
+def shardings(abstract: Any, mesh: jax.sharding.Mesh, column: int = TRAIN) -> Any:
+    """A NamedSharding for every parameter or moment, from the logical axes in its metadata; other leaves lie whole."""
 
-    def one(variable):
-        names = variable.get_metadata()["out_sharding"]
-        return variable.replace(NamedSharding(mesh, spec(names, column, mesh, variable.shape)))
+    def one(leaf):
+        if not isinstance(leaf, nnx.Variable):
+            return NamedSharding(mesh, PartitionSpec())
+        if not jax.tree.leaves(leaf):  # optax keeps no moment for a frozen parameter
+            return leaf
+        names = leaf.get_metadata()["out_sharding"]
+        return leaf.replace(NamedSharding(mesh, spec(names, column, mesh, leaf.shape)))
 
-    return jax.tree.map(one, abstract_params, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+    return jax.tree.map(one, abstract, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
