@@ -139,7 +139,7 @@ def test_any_text_is_rewarded_within_bounds(text, image, by_text, combine):
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.text(), tags, tags, tags, st.sampled_from([HELP, REFUSE]))
+@given(st.text().map(lambda text: text.replace("<", "")), tags, tags, tags, st.sampled_from([HELP, REFUSE]))
 def test_a_formatted_response_survives_any_thought(thought, image, by_text, combine, answer):
     text = response(image, by_text, combine, answer, think=f"<think>{thought}")
     assert rewards.parse(text) == (True, image, by_text, combine, answer)
