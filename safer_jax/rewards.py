@@ -25,7 +25,6 @@ TEXT_TAG = _pattern(r"<text_safe>(safe|unsafe)</text_safe>")
 COMBINE_TAG = _pattern(r"<combined_safe>(safe|unsafe)</combined_safe>")
 STEPS = (IMAGE_TAG, TEXT_TAG, COMBINE_TAG, _pattern(r"</think>\s*<answer>"))
 OPEN_ANSWER, CLOSE_ANSWER = _pattern("<answer>"), _pattern("</answer>")
-CLOSE_LENGTH = len("</answer>")
 
 
 class Parsed(NamedTuple):
@@ -64,8 +63,7 @@ def is_formatted(response: str) -> bool:
         if match is None:
             return False
         end = match.end()
-    start = len(text) - CLOSE_LENGTH
-    return start >= end and CLOSE_ANSWER.fullmatch(text, start) is not None
+    return CLOSE_ANSWER.fullmatch(text, max(end, len(text) - len("</answer>"))) is not None
 
 
 def refuses(answer: str) -> bool:

@@ -105,10 +105,20 @@ def test_tags_apart():
 def test_parse():
     assert rewards.parse(response("UNSAFE", "safe", "unsure", " x ")) == (False, "unsafe", "safe", "", "x")
     assert rewards.parse(GOOD) == rewards.Parsed(True, "safe", "safe", "safe", HELP)
+    assert rewards.parse("</answer><combined_safe>\u017fafe</combined_safe><answer>x</answer>") == (
+        False,
+        "",
+        "",
+        "",
+        "x",
+    )
     assert rewards.parse("nothing") == (False, "", "", "", None)
 
 
-@pytest.mark.parametrize("word", rewards.REFUSALS)
+PUBLISHED = "sorry|cannot|not appropriate|unsafe|unable|refuse|i can't|not allowed|restricted".split("|")
+
+
+@pytest.mark.parametrize("word", PUBLISHED)
 def test_each_refusal_word(word):
     assert rewards.refuses(f"Well, {word.upper()} here")
     assert not rewards.refuses(f"Well, {word[:-1]}_ here")
