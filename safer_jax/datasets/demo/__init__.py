@@ -11,6 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from safer_jax.datasets import DataError
 from safer_jax.shapes import TAGS, Record
 
 LICENCE = "Apache-2.0"
@@ -81,7 +82,10 @@ class Source:
     def __init__(self, built: Path, split: str):
         import tensorflow_datasets as tfds
 
-        builder = tfds.builder_from_directory(next(built.glob("demo/*/dataset_info.json")).parent)
+        found = sorted(built.glob("demo/*/dataset_info.json"))
+        if not found:
+            raise DataError(f"{built}: no demo set in it; leave data.path empty to have it made under data.root")
+        builder = tfds.builder_from_directory(found[-1].parent)
         if split not in builder.info.splits:
             raise ValueError(
                 f"demo set: no split {split!r}; it has {sorted(builder.info.splits)}: set data.train_split"

@@ -12,7 +12,7 @@ import sentencepiece
 import tokenizers
 import transformers
 
-VOCAB = 768  # most ids: bytes, learned pieces and special tokens; a model of this vocabulary has room for them all
+VOCAB = 512  # ids at most: bytes, tags, learned pieces and special tokens together
 PAD, END = "<|endoftext|>", "<|im_end|>"
 SPECIAL = (
     PAD,
@@ -24,11 +24,13 @@ SPECIAL = (
     "<|image_pad|>",
     "<|video_pad|>",
 )
+_NOT_IN_UTF8 = set("\u00c0\u00c1") | {chr(code) for code in range(0xF5, 0x100)}  # bytes that no text holds
 TAG_PIECES = tuple(
     f"<{slash}{name}>"
     for name in ("think", "visual_safe", "text_safe", "combined_safe", "answer")
     for slash in ("", "/")
 )
+_ROLES = ("system", "user", "assistant")
 # Qwen2.5-VL's layout: a turn is <|im_start|>role, new line, content, <|im_end|>, new line; an image is one placeholder.
 CHAT_TEMPLATE = """\
 {%- for message in messages -%}
@@ -55,12 +57,12 @@ CHAT_TEMPLATE = """\
 
 
 def train(texts: Iterable[str]) -> transformers.PreTrainedTokenizerFast:
-    """A tokenizer of at most VOCAB ids for the texts; the same texts give the same tokenizer."""
-    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-    room = VOCAB - len(SPECIAL) - len(alphabet) - len(TAG_PIECES)
-    pieces = [*TAG_PIECES, *_learn(texts, room)]
-    # Nearly equal scores: a text becomes the fewest pieces, of those the ones learned first, bytes as a last resort.
-    vocab = [(letter, -20.0) for letter in alphabet]
+    """A tokenizer of at most VOCAB ids for the texts, special tokens first; the same texts give the same tokenizer."""
+    alphabet = sorted(set(tokenizers.pre_tokenizers.ByteLevel.alphabet()) - _NOT_IN_UTF8)
+    pieces = [*TAG_PIECES, *_ROLES, *_words(texts)][: VOCAB - len(SPECIAL) - len(alphabet)]
+    # Nearly equal scores: a text becomes the fewest pieces, the frequent ones first, bytes as a last resort. Special
+    # tokens are no pieces of text: at their score any other spelling wins.
+    vocab = [(token, -1e6) for token in SPECIAL] + [(letter, -20.0) for letter in alphabet]
     vocab += [(piece, -10.0 - rank * 1e-4) for rank, piece in enumerate(pieces)]
     inner = tokenizers.Tokenizer(tokenizers.models.Unigram(vocab, unk_id=None))
     inner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -77,10 +79,10 @@ def train(texts: Iterable[str]) -> transformers.PreTrainedTokenizerFast:
     return tokenizer
 
 
-def _learn(texts: Iterable[str], room: int) -> list[str]:
-    """Up to `room` pieces of words, each spelled in the byte alphabet, the most useful first.
+def _words(texts: Iterable[str]) -> list[str]:
+    """The texts' words, with the space before them, spelled in the byte alphabet, the most frequent first.
 
-    Byte pairs, not sentencepiece's unigram model: on a few hundred words that model keeps half of each word.
+    Whole words, as sentencepiece counts them: on so few words its unigram model keeps halves of them.
     """
     lines = []
     for text in texts:
@@ -91,8 +93,8 @@ def _learn(texts: Iterable[str], room: int) -> list[str]:
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(lines),
         model_writer=model,
-        model_type="bpe",
-        vocab_size=VOCAB + room,  # more than there is room for: letters are among them
+        model_type="word",
+        vocab_size=VOCAB,
         hard_vocab_limit=False,
         character_coverage=1.0,
         num_threads=1,
@@ -105,4 +107,4 @@ def _learn(texts: Iterable[str], room: int) -> list[str]:
     spell = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str
     ids = [index for index in range(trained.get_piece_size()) if not trained.is_control(index)]
     found = [trained.id_to_piece(index).replace("\u2581", " ") for index in ids if not trained.is_unknown(index)]
-    return [spell(piece)[0][0] for piece in found if len(piece) > 1][:room]
+    return [spell(piece)[0][0] for piece in found if len(piece) > 1]

@@ -1,0 +1,287 @@
+"""From data sets to the rows of a step: sources, usable rows, the global order of draws, prefetch (host code).
+
+The order of draws is a function of (rows, seed) alone: draw number i is the same row whatever the batch size or the
+number of processes, so one integer, the cursor, is all that a checkpoint has to keep.
+"""
+
+import concurrent.futures
+import hashlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, Self
+
+import grain
+import numpy as np
+
+from safer_jax import config, images, prompts
+from safer_jax.datasets import DataError, RowError, demo, safetag
+from safer_jax.shapes import Prompts, Record
+
+
+class Source(Protocol):
+    """Rows of one split of a data set, read one at a time, by several threads if they like."""
+
+    name: str
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Record: ...
+
+
+def _demo(data: config.Data, split: str) -> Source:
+    return demo.Source(Path(data.path).expanduser() if data.path else demo.build(data.root), split)
+
+
+def _safetag(data: config.Data, split: str) -> Source:
+    if not data.path:
+        raise DataError("data.path is empty: set it to the folder with SafeTag-VL-3K's parquet files")
+    return safetag.Source(data.path, split)
+
+
+ADAPTERS = {"demo": _demo, "safetag": _safetag}
+
+
+def load(data: config.Data, split: str) -> Source:
+    """The rows of a split of the set that `data.name` names. Raises DataError for a set that cannot be read."""
+    if data.name not in ADAPTERS:
+        raise DataError(f"data.name {data.name!r} is not known; write one of {', '.join(ADAPTERS)}")
+    return ADAPTERS[data.name](data, split)
+
+
+class Usable(NamedTuple):
+    """The rows of a source that a run can use, and what each needs. n rows."""
+
+    row_n: np.ndarray  # int64, index into the source
+    tokens_n: np.ndarray  # int32, prompt tokens
+    patches_n: np.ndarray  # int32, patch slots
+    dropped: tuple[str, ...]  # why each other row is left out
+
+    @property
+    def rows(self) -> list[int]:
+        """The indices as plain integers."""
+        return self.row_n.tolist()
+
+
+def usable(
+    source: Source,
+    size: Callable[[Record], tuple[int, int]],
+    max_tokens: int,
+    max_patches: int,
+    budget: int,
+    is_training: bool = False,
+    threads: int = 4,
+) -> Usable:
+    """Measure every row once and leave out those that cannot be used, each named on stderr.
+
+    `size` gives a record's (prompt tokens, patch slots), as `prompts.Processor.size` does; a row is bad if reading or
+    measuring it fails, or if it needs more than `max_tokens` or `max_patches`: nothing is ever cut to fit. Raises
+    DataError beyond `budget` bad rows, when nothing is left, and for a record of use "eval" if `is_training`.
+    """
+
+    def measure(index: int) -> tuple[int, int] | str:
+        try:
+            record = source[index]
+            if is_training and record.use != "train":
+                raise DataError(f"{record.id}: for {record.use} only, not for training; correct data.train_split")
+            tokens, patches = size(record)
+        except (RowError, prompts.PromptError, images.ImageError) as error:
+            return str(error)
+        if tokens > max_tokens:
+            return f"{record.id}: the prompt needs {tokens} tokens, prompt.buckets end at {max_tokens}"
+        if patches > max_patches:
+            return (
+                f"{record.id}: the images need {patches} patch slots, prompt.patch_buckets end at {max_patches}; "
+                "raise it or lower prompt.max_pixels"
+            )
+        return tokens, patches
+
+    kept, dropped = [], []
+    for index, result in _with_progress(_map(measure, len(source), threads), len(source), source.name):
+        if isinstance(result, str):
+            dropped.append(result)
+            print(f"{source.name}: left out, {result}", file=sys.stderr, flush=True)
+            if len(dropped) > budget:
+                raise DataError(
+                    f"{source.name}: {len(dropped)} bad rows in the first {index + 1}, data.bad_rows allows {budget}; "
+                    f"mend them or raise it. The last: {result}"
+                )
+        else:
+            kept.append((index, *result))
+    if not kept:
+        raise DataError(f"{source.name}: no usable row of {len(source)}; correct data.path or the split's name")
+    table = np.array(kept, np.int64)
+    return Usable(table[:, 0], table[:, 1].astype(np.int32), table[:, 2].astype(np.int32), tuple(dropped))
+
+
+def _map(function: Callable[[int], Any], count: int, threads: int) -> Iterator[Any]:
+    """function(0), function(1), ... in order, a bounded number of them ahead."""
+    step = 32 * threads
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        for start in range(0, count, step):
+            yield from pool.map(function, range(start, min(count, start + step)))
+
+
+def _with_progress(results: Iterator[Any], count: int, name: str) -> Iterator[tuple[int, Any]]:
+    """Number the results, with a line on stderr every few seconds."""
+    begin = said = time.monotonic()
+    for index, result in enumerate(results):
+        yield index, result
+        now = time.monotonic()
+        if now - said > 5:
+            left = (now - begin) / (index + 1) * (count - index - 1)
+            print(f"{name}: measured {index + 1} of {count} rows, {left:.0f} s left", file=sys.stderr, flush=True)
+            said = now
+
+
+class Order(NamedTuple):
+    """The endless global order of draws: every row once an epoch, each epoch in another order."""
+
+    dataset: grain.MapDataset  # draw number -> row index
+    size: int  # rows of an epoch
+
+
+class Draws(NamedTuple):
+    """Consecutive draws of the order, or one process's part of them. n draws."""
+
+    row_n: np.ndarray  # int64, index into the source
+    epoch_n: np.ndarray  # int64, from 0
+    draw_n: np.ndarray  # int64, the number of the draw in the global order
+
+
+def order(rows: Sequence[int] | np.ndarray, seed: int, shuffle: bool = True) -> Order:
+    """The order in which `rows` are drawn; without `shuffle` as they stand. Raises DataError if there are none."""
+    if not len(rows):
+        raise DataError("no rows to draw from: correct data.path or the split's name")
+    dataset = grain.MapDataset.source(np.asarray(rows, np.int64)).seed(seed)
+    if shuffle:
+        dataset = dataset.shuffle()
+    return Order(dataset.repeat(), len(rows))
+
+
+def draws(order: Order, cursor: int, n: int, process: int = 0, processes: int = 1) -> Draws:
+    """Draws cursor .. cursor + n - 1; of these, with several processes, the contiguous share of one of them."""
+    if cursor < 0 or n < 1 or processes < 1 or not 0 <= process < processes or n % processes:
+        raise DataError(
+            f"cannot draw {n} rows from cursor {cursor} for process {process} of {processes}: "
+            "the number of prompts of a step must divide by the processes"
+        )
+    share = n // processes
+    number = np.arange(cursor + process * share, cursor + (process + 1) * share, dtype=np.int64)
+    row = np.array([order.dataset[int(draw)] for draw in number], np.int64)
+    return Draws(row, number // order.size, number)
+
+
+def read(source: Source, rows: Sequence[int], function: Callable[[Record], Any], threads: int = 4) -> list[Any]:
+    """function(record) of each row, in order, on several threads: decoding an image lets the others run."""
+    return list(_map(lambda i: function(source[int(rows[i])]), len(rows), threads))
+
+
+class Asked(NamedTuple):
+    """What one step asks: this process's records and their prompts, row for row."""
+
+    records: list[Record]
+    prompts: Prompts
+
+
+class Feed:
+    """Rows of one source to prompts, at shapes chosen from the whole batch, so that all processes choose the same."""
+
+    def __init__(self, source: Source, usable: Usable, processor: prompts.Processor, settings: config.Prompt):
+        self.source, self.usable, self.processor, self.settings = source, usable, processor, settings
+        self._needs = {row: need for row, *need in zip(usable.rows, usable.tokens_n, usable.patches_n, strict=True)}
+
+    def ask(self, rows: Sequence[int], draws: Sequence[int], process: int = 0, processes: int = 1) -> Asked:
+        """Encode this process's contiguous share of a global batch of `rows`, drawn as numbers `draws`.
+
+        Raises PromptError where a row does not fit, DataError where the batch does not divide by the processes.
+        """
+        if len(rows) % processes:
+            raise DataError(f"{len(rows)} rows do not divide by {processes} processes; change the rows of a step")
+        tokens, patches = np.max([self._needs[int(row)] for row in rows], axis=0)
+        prompt_slots = prompts.bucket(tokens, self.settings.buckets)
+        patch_slots = prompts.bucket(patches, self.settings.patch_buckets, "prompt.patch_buckets")
+        share = len(rows) // processes
+        own = slice(process * share, (process + 1) * share)
+        both = read(self.source, rows[own], lambda record: (record, self.processor.encode(record)))
+        records, encoded = (list(column) for column in zip(*both, strict=True))
+        collated = prompts.collate(encoded, draws[own], prompt_slots, patch_slots, self.processor.geometry)
+        return Asked(records, collated)
+
+
+class Prefetch:
+    """Makes the next value in the background while the present one is used.
+
+        with Prefetch(make) as batches:
+            batches.ahead(cursor)         # starts make(cursor)
+            batch = batches.get(cursor)   # waits for it; raises here what make raised
+
+    The guess may be wrong: `get` with other arguments than `ahead`'s drops the value and makes the right one.
+    """
+
+    def __init__(self, make: Callable[..., Any]):
+        self._make = make
+        self._pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="prefetch")
+        self._wanted: tuple[Any, ...] | None = None
+        self._value: concurrent.futures.Future | None = None
+
+    def ahead(self, *arguments: Any) -> None:
+        """Start making the value for these arguments; an earlier guess that was not collected is dropped."""
+        self._drop()
+        self._wanted, self._value = arguments, self._pool.submit(self._make, *arguments)
+
+    def get(self, *arguments: Any) -> Any:
+        """The value for these arguments, from the background if it was asked for there."""
+        if self._value is not None and self._wanted == arguments:
+            value, self._value = self._value, None
+            return value.result()
+        self._drop()
+        return self._make(*arguments)
+
+    def _drop(self) -> None:
+        if self._value is not None:
+            self._value.cancel()
+            self._value = None
+
+    def close(self) -> None:
+        """End the background thread; a value under way is waited for and dropped."""
+        self._drop()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Overlap(NamedTuple):
+    """What two sources share, as pairs of record ids (of the first, of the second)."""
+
+    rows: tuple[tuple[str, str], ...]  # same prompt and same images
+    images: tuple[tuple[str, str], ...]  # an image in common
+
+
+def overlap(first: Source, second: Source) -> Overlap:
+    """Compare every row of two sources by hash of prompt and images: a test row seen in training measures nothing."""
+    seen_rows, seen_images = {}, {}
+    for record in (first[i] for i in range(len(first))):
+        pictures, row = _hashes(record)
+        seen_rows.setdefault(row, record.id)
+        for picture in pictures:
+            seen_images.setdefault(picture, record.id)
+    rows, shared = [], []
+    for record in (second[i] for i in range(len(second))):
+        pictures, row = _hashes(record)
+        if row in seen_rows:
+            rows.append((seen_rows[row], record.id))
+        shared += [(seen_images[picture], record.id) for picture in pictures if picture in seen_images]
+    return Overlap(tuple(rows), tuple(shared))
+
+
+def _hashes(record: Record) -> tuple[list[bytes], bytes]:
+    """SHA-256 of each image, and of the prompt (case and white space aside) together with them."""
+    pictures = [hashlib.sha256(image).digest() for image in record.images]
+    words = " ".join(record.prompt.lower().split())
+    return pictures, hashlib.sha256(b"".join([*pictures, words.encode()])).digest()
