@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp", "tensor")
@@ -117,10 +118,18 @@ def replicate(tree: Any, mesh: jax.sharding.Mesh) -> Any:
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree)
 
 
+def local(tree: Any) -> Any:
+    """This process's rows of global arrays that are cut along their first axis only, as host arrays."""
+
+    def one(x):
+        rows = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
+        return np.concatenate([np.asarray(rows[start]) for start in sorted(rows)])
+
+    return jax.tree.map(one, tree)
+
+
 def gather(tree: Any) -> Any:
-    """Global arrays to whole host arrays, the same on every process. Every process must call it."""
+    """Every process's rows, in the order of the processes, as host arrays. Every process must call it."""
     if jax.process_count() == 1:
         return jax.tree.map(np.asarray, tree)
-    from jax.experimental import multihost_utils
-
-    return jax.tree.map(lambda x: multihost_utils.process_allgather(x, tiled=True), tree)
+    return multihost_utils.process_allgather(tree, tiled=True)

@@ -97,19 +97,19 @@ def generate(
 
 
 def rollout(sample: Callable[[Any, Prompts], Rollout], params: Any, prompts: Prompts, per_pass: int, mesh) -> Rollout:
-    """Host arrays in, host arrays out: run the jitted `sample(params, prompts)` in passes of `per_pass` prompts.
+    """This process's rows in, its rows out (host arrays), by the jitted `sample(params, prompts)`.
 
-    A fixed count per pass keeps one compiled program and bounds the cache; 0 means all prompts in one pass. Raises
-    ValueError when the passes do not come out even.
+    Passes of `per_pass` prompts over all processes keep one compiled program and bound the cache; 0 means one pass.
+    Raises ValueError when the passes do not come out even.
     """
     count = prompts.token_PS.shape[0]
-    per_pass = per_pass or count
+    per_pass = per_pass // jax.process_count() or count
     if count % per_pass:
         raise ValueError(f"{count} prompts do not divide into passes of {per_pass}; change sampler.prompts_per_pass")
     passes = []
     for start in range(0, count, per_pass):
         part = jax.tree.map(lambda x: x[start : start + per_pass], prompts)
-        passes.append(mesh_lib.gather(sample(params, mesh_lib.put(part, mesh))))
+        passes.append(mesh_lib.local(sample(params, mesh_lib.put(part, mesh))))
     return jax.tree.map(lambda *parts: np.concatenate(parts), *passes)
 
 
