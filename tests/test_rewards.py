@@ -115,7 +115,7 @@ def test_parse():
     assert rewards.parse("nothing") == (False, "", "", "", None)
 
 
-PUBLISHED = "sorry|cannot|not appropriate|unsafe|unable|refuse|i can't|not allowed|restricted".split("|")
+PUBLISHED = ["sorry", "cannot", "not appropriate", "unsafe", "unable", "refuse", "i can't", "not allowed", "restricted"]
 
 
 @pytest.mark.parametrize("word", PUBLISHED)
