@@ -3,7 +3,8 @@
 A checkpoint is `{folder}/{step}/state`, written by Orbax, and `{folder}/{step}/manifest.json`, written last: a step
 without a manifest was never finished and counts for nothing, so that a kill at any moment costs one checkpoint at most.
 The manifest holds the SHA-256 of every file (Orbax does not notice flipped bits), the dtype and shape of every leaf
-(Orbax casts silently) and the caller's `extra`. On several hosts every process makes the same calls on a folder that
+(Orbax casts silently) and the caller's `extra`. Converted weights are the same thing without a number, written and read
+leaf by leaf (`write_leaves`, `read_leaves`, `load_leaves`). On several hosts every process makes the same calls on a folder that
 all of them see; process 0 alone writes and reads the manifest's hashes, and its verdict is broadcast.
 """
 
@@ -13,7 +14,7 @@ import os
 import pathlib
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -23,6 +24,7 @@ from orbax.checkpoint import v1 as ocp
 
 _MANIFEST = "manifest.json"
 _BLOCK = 1 << 22  # bytes hashed at once
+_CHUNK = 1 << 26  # bytes of a leaf that are stored, and can be read, as one: a host of a pod reads no more than its part
 
 
 class CheckpointError(RuntimeError):
@@ -75,18 +77,21 @@ def restore(folder: str | os.PathLike, abstract_state: Any, step: int | None = N
     target = folder / str(_choose(folder, step))
     manifest = _read_manifest(target)
     _compare(target, manifest["leaves"], {name: _describe(name, leaf) for name, leaf in _flat(abstract_state).items()})
-    nested = ocp.load(target / "state", _nest({name: _abstract(leaf) for name, leaf in _flat(abstract_state).items()}))
-    restored = _flat(nested)
-    _, structure = jax.tree.flatten(abstract_state)
-    return jax.tree.unflatten(structure, [restored[name] for name in _flat(abstract_state)]), manifest["extra"]
+    return _load(target, abstract_state), manifest["extra"]
 
 
 class Leaves(Mapping):
     """A checkpoint's parameters by dotted name, each read from disk when asked for, so that memory holds one at a time."""
 
-    def __init__(self, state: pathlib.Path, leaves: dict[str, dict[str, Any]]):
-        self._state = state
-        self.described = leaves  # name -> {"dtype": str, "shape": list}
+    def __init__(self, target: pathlib.Path, manifest: dict[str, Any]):
+        described = manifest["leaves"]
+        self._state = target / "state"
+        self.described = {  # name -> {"dtype": str, "shape": list}
+            name.removeprefix("params."): leaf for name, leaf in described.items() if name.startswith("params.")
+        }
+        self.extra = manifest["extra"]
+        if not self.described:
+            raise CheckpointError(f"{target}: holds no params; its leaves are {', '.join(described)}")
 
     def __getitem__(self, name: str) -> np.ndarray:
         leaf = self.described[name]
@@ -114,11 +119,55 @@ def restore_params(run: str | os.PathLike, step: int | None = None) -> Leaves:
     """
     folder = pathlib.Path(run).absolute() / "checkpoints"
     target = folder / str(_choose(folder, step))
-    leaves = _read_manifest(target)["leaves"]
-    parameters = {name.removeprefix("params."): leaf for name, leaf in leaves.items() if name.startswith("params.")}
-    if not parameters:
-        raise CheckpointError(f"{target}: holds no params; its leaves are {', '.join(leaves)}")
-    return Leaves(target / "state", parameters)
+    return Leaves(target, _read_manifest(target))
+
+
+def write_leaves(target: str | os.PathLike, leaves: Iterable[tuple[str, np.ndarray]], extra: dict[str, Any]) -> None:
+    """Writes parameters one leaf at a time, so that memory holds one (and its chunks on their way to the disk).
+
+    For one process: a tool, not a pod. `load_leaves` and `read_leaves` read what it writes.
+
+    Args:
+      target: a folder that does not exist.
+      leaves: (dotted name, array), each built only when it is asked for.
+      extra: whatever JSON can hold.
+    """
+    target, described = pathlib.Path(target).absolute(), {}
+    saving = ocp.options.ArrayOptions.Saving(
+        use_compression=False,  # random-looking mantissas: a few percent for much time
+        storage_options=ocp.options.ArrayOptions.Saving.StorageOptions(chunk_byte_size=_CHUNK),
+    )
+    with ocp.Context(array_options=ocp.options.ArrayOptions(saving=saving)):
+        for name, leaf in leaves:
+            described[f"params.{name}"] = _describe(name, leaf)
+            ocp.partial.save(target / "state", _nest({f"params.{name}": leaf}))
+            del leaf  # before the next one is built
+        ocp.partial.finalize(target / "state")
+    _write_manifest(target, {"leaves": described, "extra": extra})
+
+
+def read_leaves(target: str | os.PathLike) -> Leaves:
+    """What `write_leaves` wrote, verified, as numpy arrays read one by one. Raises CheckpointError as `restore`."""
+    target = pathlib.Path(target).absolute()
+    _verify(target)
+    return Leaves(target, _read_manifest(target))
+
+
+def load_leaves(target: str | os.PathLike, abstract_params: Any) -> Any:
+    """What `write_leaves` wrote, verified, on the shardings and in the dtypes of `abstract_params`.
+
+    Every process reads the chunks that its devices need. The dtype is cast; nothing else may differ.
+
+    Raises:
+      CheckpointError: missing or damaged, or leaves are missing, unexpected or of another shape: all are listed.
+    """
+    target = pathlib.Path(target).absolute()
+    _verify(target)
+    abstract = {"params": abstract_params}
+    wanted = {name: _describe(name, leaf) for name, leaf in _flat(abstract).items()}
+    saved = _read_manifest(target)["leaves"]
+    _compare(target, {name: {**leaf, "dtype": wanted.get(name, leaf)["dtype"]} for name, leaf in saved.items()}, wanted)
+    return _load(target, abstract)["params"]
 
 
 def steps(folder: str | os.PathLike) -> list[int]:
@@ -146,6 +195,23 @@ def damage(target: pathlib.Path) -> str:
         if _sha256(path) != entry["sha256"]:
             return f"{path}: its bytes are not those that were written (SHA-256)"
     return ""
+
+
+def _load(target: pathlib.Path, abstract: Any) -> Any:
+    """The state of a checkpoint whose leaves are known to be those of `abstract`, in the same structure."""
+    flat = _flat(abstract)
+    restored = _flat(ocp.load(target / "state", _nest({name: _abstract(leaf) for name, leaf in flat.items()})))
+    return jax.tree.unflatten(jax.tree.structure(abstract), [restored[name] for name in flat])
+
+
+def _verify(target: pathlib.Path) -> None:
+    """Process 0 hashes the files; raises CheckpointError on all."""
+    problem = damage(target) if jax.process_index() == 0 else ""
+    is_damaged = bool(problem)
+    if jax.process_count() > 1:
+        is_damaged = bool(multihost_utils.broadcast_one_to_all(np.int32(is_damaged)))
+    if is_damaged:
+        raise CheckpointError(f"damaged, nothing was read; write it again: {problem or 'process 0 says what'}")
 
 
 def _choose(folder: pathlib.Path, step: int | None) -> int:
