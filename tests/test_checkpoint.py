@@ -130,6 +130,28 @@ def test_flipped_bits_are_caught(tmp_path):
     checkpoint.restore(tmp_path / "good", abstract(small_state()))
 
 
+def test_changed_manifest_is_caught(tmp_path):
+    """One bit turns the saved 1 into a 0 that is valid in every other way."""
+    checkpoint.save(tmp_path, 1, small_state(), {"epoch": 1})
+    path = tmp_path / "1" / "manifest.json"
+    path.write_text(path.read_text().replace('"epoch": 1', '"epoch": 0'))
+    with pytest.raises(checkpoint.CheckpointError, match="manifest.json: its content is not what was written"):
+        checkpoint.restore(tmp_path, abstract(small_state()))
+
+
+def test_killed_removal_leaves_an_unfinished_checkpoint(tmp_path, monkeypatch):
+    for step in (1, 2):
+        checkpoint.save(tmp_path, step, small_state(step), {})
+
+    def killed(path):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.save(tmp_path, 2, small_state(2), {})
+    assert checkpoint.steps(tmp_path) == [1] and (tmp_path / "2" / "state").exists()
+
+
 @pytest.mark.parametrize("harm", ["flip", "cut", "delete"])
 def test_damaged_newest_falls_back(tmp_path, capsys, harm):
     for step in (1, 2):
@@ -140,6 +162,7 @@ def test_damaged_newest_falls_back(tmp_path, capsys, harm):
     assert int(got.step) == extra["step"] == 1
     told = capsys.readouterr().err
     assert "DAMAGED CHECKPOINT, step 2" in told and str(path) in told
+    assert {"flip": "SHA-256", "cut": "has 5 bytes", "delete": "is missing"}[harm] in told
     with pytest.raises(checkpoint.CheckpointError, match="damaged checkpoint, nothing was restored"):
         checkpoint.restore(tmp_path, abstract(small_state()), step=2)
 
