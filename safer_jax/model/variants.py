@@ -98,12 +98,12 @@ def _published(vocab: int, width: int, ffn: int, depth: int, heads: int, kv_head
 VARIANTS = {
     "tiny": ModelConfig(
         VisionConfig(depth=2, width=64, ffn=192, heads=4, window=56, full_blocks=(1,)),
-        TextConfig(vocab=768, width=128, ffn=384, depth=4, heads=4, kv_heads=2, mrope_section=(4, 6, 6)),
+        TextConfig(vocab=512, width=128, ffn=384, depth=4, heads=4, kv_heads=2, mrope_section=(4, 6, 6)),
         tied=True,
-        image_id=766,
-        video_id=767,
-        vision_start_id=763,
-        vision_end_id=764,
+        image_id=6,
+        video_id=7,
+        vision_start_id=3,
+        vision_end_id=4,
         init_std=0.05,
     ),
     "3b": _published(151_936, 2048, 11_008, 36, 16, 2, tied=True),
