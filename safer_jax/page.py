@@ -1,0 +1,265 @@
+"""A web page without a framework: elements that escape, figures as text, line charts in SVG, one style (host code).
+
+Knows nothing of runs. A page needs nothing from a network, and its policy forbids it everything but its own script.
+"""
+
+import base64
+import hashlib
+import html
+import itertools
+import json
+import math
+import re
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+POINTS_SHOWN, SMOOTHED_FROM = 400, 24  # points a curve; a curve with fewer points than the latter is not smoothed
+LARGEST = 1e30  # from here on a value counts as not finite
+
+
+class Html(str):
+    """Markup, safe to place in the page as it stands."""
+
+
+def element(name: str, *children: Any, **attributes: Any) -> Html:
+    """`<name attributes>children</name>`; `class_` is class, `stroke_width` stroke-width; None and False leave out."""
+    kept = {key.rstrip("_").replace("_", "-"): value for key, value in attributes.items() if value not in (None, False)}
+    start = name + "".join(f' {key}="{html.escape(str(value))}"' for key, value in kept.items())
+    body = "".join(child if isinstance(child, Html) else html.escape(str(child)) for child in children)
+    return Html(f"<{start}>{body}</{name}>")
+
+
+def number(value: Any, is_rate: bool = False) -> str:
+    """A figure as people read it: 0.713, 65.2, 1,234, 71.3%, 1.2e−6; a dash where there is none."""
+    if not is_finite(value):
+        return "–"
+    if is_rate:
+        text = f"{100 * value:.1f}%"
+    elif value == 0 or 1e-3 <= abs(value) < 1e7:
+        text = f"{value:,.{3 if abs(value) < 10 else 1 if abs(value) < 1000 else 0}f}"
+    else:
+        text = plain(value, 3)
+    return text.replace("-", "−")
+
+
+def plain(value: Any, digits: int = 4) -> str:
+    """A figure without trailing zeros: 1, 0.75, 12,500, 1e−6; a dash where there is none."""
+    if not is_finite(value):
+        return "–"
+    text = f"{value:,.0f}" if float(value).is_integer() and abs(value) < 1e7 else f"{value:.{digits}g}"
+    return re.sub(r"e([+-])0*", r"e\1", text).replace("e+", "e").replace("-", "−")
+
+
+def change(value: float, is_rate: bool = False) -> str:
+    """A difference with its sign: +0.560, −8.7; of rates in percentage points, +34.6; a dash where there is none."""
+    if not is_finite(value):
+        return "–"
+    return (f"{100 * value:+.1f}" if is_rate else f"{value:+.{3 if abs(value) < 1 else 1}f}").replace("-", "−")
+
+
+def is_finite(value: Any) -> bool:
+    """True for a number that can be drawn."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < LARGEST
+
+
+def smooth(values: list[float]) -> list[float]:
+    """Centred moving mean over about a tenth of the curve; it narrows at both ends."""
+    if len(values) < SMOOTHED_FROM:
+        return values
+    total, reach = [0.0, *itertools.accumulate(values)], max(1, len(values) // 20)
+    spans = [(max(0, i - reach), min(len(values), i + reach + 1)) for i in range(len(values))]
+    return [(total[high] - total[low]) / (high - low) for low, high in spans]
+
+
+def thin(curve: list[tuple[int, float]]) -> list[tuple[int, float]]:
+    """At most POINTS_SHOWN points, which keep every peak: the lowest and the highest of each stretch."""
+    if len(curve) <= POINTS_SHOWN:
+        return curve
+    size = math.ceil(2 * len(curve) / POINTS_SHOWN)
+    stretches = [curve[start : start + size] for start in range(0, len(curve), size)]
+    value = lambda point: point[1]
+    return sorted({point for stretch in stretches for point in (min(stretch, key=value), max(stretch, key=value))})
+
+
+def ticks(low: float, high: float, least: float = 0.0) -> list[float]:
+    """Round numbers within [low, high], at most six, at least `least` apart."""
+    scale = 10.0 ** math.floor(math.log10((high - low) / 5))
+    gap = max(least, next(scale * factor for factor in (1, 2, 5, 10) if (high - low) / (scale * factor) <= 5))
+    return [count * gap for count in range(math.ceil(low / gap - 1e-9), math.floor(high / gap + 1e-9) + 1)]
+
+
+def line_chart(
+    title: str, curves: dict[str, list[tuple[int, Any]]], note: str = "", scale: str = "", mark: int = 0
+) -> Html:
+    """A figure with a line for each named curve of (step, value), named at its end; nothing if no value is finite.
+
+    The line is a moving mean, the values themselves stand behind it as dots; a value that is not finite is an x at the
+    top. `scale`: rate (0 to 100%) | log | empty (linear; log for positive values with high peaks).
+    `mark` is the last step of the warm start, drawn when it lies between the points.
+    """
+    finite = {name: [point for point in curve if is_finite(point[1])] for name, curve in curves.items()}
+    finite = {name: curve for name, curve in finite.items() if curve}
+    if not finite:
+        return Html()
+    means = {name: list(zip([x for x, _ in curve], smooth([y for _, y in curve]))) for name, curve in finite.items()}
+    is_rate, width, height, left, top = scale == "rate", 460, 216, 46, 10
+    ends = {name: f"{name} {number(curve[-1][1], is_rate)}" for name, curve in means.items()}
+    ends = ends if len(ends) > 1 else {name: end.removeprefix(f"{name} ") for name, end in ends.items()}
+    right, bottom = width - 10 - 6.1 * max(map(len, ends.values())), height - 22
+    steps = [x for curve in finite.values() for x, _ in curve]
+    first, final = min(steps), max(max(steps), min(steps) + 1)
+    low, high, unscaled = vertical(list(finite.values()), scale)
+    scaled = math.log10 if unscaled is power else float
+    at_x = lambda step: round(left + (step - first) / (final - first) * (right - left), 1)
+    at_y = lambda value: round(bottom - (scaled(value) - low) / (high - low) * (bottom - top), 1)
+
+    drawn = []
+    for tick in ticks(low, high, 1.0 if unscaled is power else 0.0):
+        value = unscaled(tick)
+        drawn.append(element("line", class_="grid", x1=left, x2=right, y1=at_y(value), y2=at_y(value)))
+        label = f"{100 * value:.0f}%" if is_rate else plain(value)
+        drawn.append(element("text", label, x=left - 6, y=at_y(value) + 3.5, class_="y"))
+    for tick in ticks(first, final, 1.0):
+        drawn.append(element("text", plain(round(tick)), x=at_x(tick), y=height - 6, class_="x"))
+    if first < mark < final:
+        drawn.append(element("line", class_="mark", x1=at_x(mark), x2=at_x(mark), y1=top, y2=bottom))
+        drawn.append(element("text", "GRPO →", x=at_x(mark) + 4, y=top + 8))
+    label_y = apart({name: at_y(curve[-1][1]) + 3.5 for name, curve in means.items()}, 13.0, top)
+    for name in label_y:
+        style, is_short = f"s{list(finite).index(name) % 6}", len(finite[name]) < SMOOTHED_FROM
+        dots = [element("circle", cx=at_x(x), cy=at_y(y), r=2.6 if is_short else 1.3) for x, y in thin(finite[name])]
+        drawn.append(element("g", *dots, class_=f"{style} {'points' if is_short else 'raw'}"))
+        path = "M" + "L".join(f"{at_x(x)},{at_y(y)}" for x, y in thin(means[name]))
+        drawn.append(element("path", d=path, class_=style))
+        drawn.append(element("text", ends[name], x=right + 7, y=label_y[name], class_=f"{style} end"))
+    lost = sorted({x for curve in curves.values() for x, y in curve if not is_finite(y) and first <= x <= final})
+    drawn += [element("text", "×", x=at_x(x), y=top + 4, class_="x lost") for x in lost[:POINTS_SHOWN]]
+    drawn.append(element("line", class_="cursor", x1=-9, x2=-9, y1=top, y2=bottom))
+    told = (f"{n} from {number(curve[0][1], is_rate)} to {number(curve[-1][1], is_rate)}" for n, curve in means.items())
+    alt = f"{title}, steps {first} to {max(steps)}: {'; '.join(told)}"
+    data = [[name, [[x, number(y, is_rate)] for x, y in thin(curve)]] for name, curve in finite.items()]
+    frame = json.dumps([left, right, first, final, width])
+    box = {"viewBox": f"0 0 {width} {height}", "role": "img", "aria_label": alt}
+    svg = element("svg", *drawn, **box, data_curves=json.dumps(data), data_frame=frame)
+    note = f"{note} · log scale".removeprefix(" · ") if unscaled is power else note
+    return element("figure", element("figcaption", element("h3", title), element("p", note)), svg)
+
+
+def vertical(curves: list[list[tuple[int, float]]], scale: str) -> tuple[float, float, Callable[[float], float]]:
+    """The ends of the vertical axis and the function from the axis to values: `float`, or `power` on a log axis."""
+    values = [value for curve in curves for _, value in curve]
+    peak = 20 * max(statistics.median(value for _, value in curve) for curve in curves)
+    if scale == "rate":
+        return min(0.0, *values), max(1.0, *values), float
+    if min(values) > 0 and (scale == "log" or max(values) > peak):
+        low, high = math.log10(min(values)), math.log10(max(values))
+        return low - 0.05, high + 0.05, power
+    low, high = float(min(values)), float(max(values))
+    low, high = (0.0 if 0 < low < 0.5 * high or low == high > 0 else low), (high if high > low or high > 0 else 0.0)
+    high += 0.04 * (high - low) or 1.0
+    return low, high, float
+
+
+def apart(wanted: dict[str, float], gap: float, top: float) -> dict[str, float]:
+    """Heights of the names, from the top: as wanted, but `gap` apart, the push shared between those above and below."""
+    pushed, last = {}, -math.inf
+    for name in sorted(wanted, key=wanted.get):
+        last = pushed[name] = max(wanted[name], last + gap)
+    shift = sum(pushed[name] - wanted[name] for name in wanted) / len(wanted)
+    return {name: y - max(0.0, min(shift, min(pushed.values()) - top)) for name, y in pushed.items()}
+
+
+def power(exponent: float) -> float:
+    """Ten to the exponent: from a log axis to values."""
+    return 10.0**exponent
+
+
+def document(title: str, *parts: Html) -> bytes:
+    """The whole page, in UTF-8. A lone surrogate, which has no UTF-8 form, becomes a question mark."""
+    digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
+    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    page = (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"{element('title', title)}<style>{STYLE}</style></head>"
+        f"<body>{element('main', *parts)}<script>{SCRIPT}</script></body></html>"
+    )
+    return page.encode("utf-8", "replace")
+
+
+STYLE = """
+:root { color-scheme: light dark; --page: #fcfbf8; --ink: #1f1e1c; --soft: #625e57; --rule: #dedad1; --panel: #f4f1ea;
+  --s0: #1d5c9e; --s1: #a8430f; --s2: #23703f; --s3: #7a3d9c; --s4: #7d6100; --s5: #a02a58;
+  --good: #23703f; --bad: #a82a1f }
+@media (prefers-color-scheme: dark) { :root { --page: #151618; --ink: #e7e4de; --soft: #a5a198; --rule: #35363a;
+  --panel: #1e2023; --s0: #7db3ee; --s1: #f0986a; --s2: #7ccb97; --s3: #c79ae6; --s4: #d9bd5c; --s5: #f08db0;
+  --good: #7ccb97; --bad: #f5938a } }
+* { box-sizing: border-box; margin: 0 }
+body { background: var(--page); color: var(--ink); font: 16px/1.55 "Helvetica Neue", Arial, sans-serif }
+main { max-width: 68rem; margin: 0 auto; padding: 3.5rem 1.5rem }
+h1, h2, .lead, .prompt { font-family: "Iowan Old Style", "Palatino Linotype", Palatino, Georgia, serif }
+h1 { font-size: 2.6rem; font-weight: 500; line-height: 1.15; overflow-wrap: anywhere }
+h2 { font-size: 1.55rem; font-weight: 500; margin: 3.5rem 0 1rem; padding-top: .9rem }
+h2, .step { border-top: 1px solid var(--rule) }
+h3 { font-size: .95rem; font-weight: 600 }
+small, .quiet, figcaption p, caption, footer { color: var(--soft); font-size: .84rem }
+.facts { display: flex; flex-wrap: wrap; gap: .6rem 2rem; margin: 1rem 0 2.2rem }
+dt { color: var(--soft); font-size: .78rem } dd { overflow-wrap: anywhere }
+.lead { font-size: 1.45rem; margin-bottom: 1rem } .lead b { font-weight: 500; white-space: nowrap }
+.wide { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums }
+caption { caption-side: bottom; text-align: left; padding-top: .5rem }
+th, td { padding: .34rem 0 .34rem 2.2rem; text-align: right; border-bottom: 1px solid var(--rule); white-space: nowrap }
+tbody th { text-align: left; padding-left: 0; font-weight: 400 } thead th { font-size: .84rem; font-weight: 600 }
+.better, .right { color: var(--good) } .worse, .wrong { color: var(--bad) } td small { color: inherit }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 25rem), 1fr)); gap: 2rem 2.5rem }
+figure { break-inside: avoid; min-width: 0 } figcaption { min-height: 2.9rem }
+figure svg { display: block; width: 100%; font-size: 11px; touch-action: pan-y }
+figcaption p, svg text { font-variant-numeric: tabular-nums } svg text { fill: var(--soft) }
+svg .y { text-anchor: end } svg .x { text-anchor: middle } svg .lost { fill: var(--bad); font-weight: 700 }
+.grid { stroke: var(--rule) } .mark { stroke: var(--soft); stroke-dasharray: 2 3 } .cursor { stroke: var(--soft) }
+path { fill: none; stroke: var(--c); stroke-width: 1.8; stroke-linejoin: round } .raw { opacity: .3 }
+.s0 { --c: var(--s0) } .s1 { --c: var(--s1) } .s2 { --c: var(--s2) } .s3 { --c: var(--s3) } .s4 { --c: var(--s4) }
+.s5 { --c: var(--s5) } svg text.end, .raw, .points { fill: var(--c) }
+path.s1 { stroke-dasharray: 7 3 } path.s2 { stroke-dasharray: 2 2.5 } path.s3 { stroke-dasharray: 9 3 2 3 }
+.symbols { position: absolute } summary { cursor: pointer } summary h3 { display: inline; margin-right: .6rem }
+.step { padding: .7rem 0 } .step:first-of-type { margin-top: 1rem }
+article { display: grid; grid-template-columns: 15rem minmax(0, 1fr); gap: 2rem; padding: 1.6rem 0 }
+article + article { border-top: 1px dotted var(--rule) } .asked svg { display: block; width: 100%; max-height: 17rem }
+.asked { overflow-wrap: anywhere } .asked > * + * { margin-top: .6rem } .prompt { font-size: 1.1rem; line-height: 1.4 }
+.answers details { padding: .5rem 0 } .answers details + details { border-top: 1px solid var(--rule) }
+summary { font-variant-numeric: tabular-nums }
+.verdicts { display: flex; flex-wrap: wrap; gap: .35rem .6rem; margin: .6rem 0 }
+.verdict { border: 1px solid; border-radius: 3px; padding: 0 .45rem; font-size: .8rem } .wrong { border-style: dashed }
+.verdict.open { color: var(--soft); border-style: dotted } .verdict b { font-weight: 600 }
+.text { white-space: pre-wrap; overflow-wrap: anywhere; margin: .5rem 0; font-size: .92rem }
+.text i { font: .76em/1 ui-monospace, Menlo, Consolas, monospace; color: var(--soft) }
+.think { color: var(--soft); border-left: 2px solid var(--rule); padding-left: .9rem }
+.answer { background: var(--panel); border-radius: 4px; padding: .6rem .9rem }
+.outside { text-decoration: underline dotted }
+.config { columns: 17rem; column-gap: 2.5rem } .config > div { break-inside: avoid; padding-bottom: 1.4rem }
+.config dl { display: grid; grid-template-columns: auto 1fr; gap: .1rem 1rem; font-size: .84rem }
+.config dd { text-align: right }
+footer ul { padding-left: 1.1rem } footer li { overflow-wrap: anywhere }
+@media (max-width: 46rem) { article { grid-template-columns: 1fr; gap: 1rem } main { padding: 2rem 1rem } }
+@media print { main { max-width: none; padding: 0 } body { font-size: 11pt } article { break-inside: avoid } }
+"""
+
+# The read-out: the values nearest to the pointer, in place of the figure's note.
+SCRIPT = """
+for (const chart of document.querySelectorAll("svg[data-curves]")) {
+  const curves = JSON.parse(chart.dataset.curves), [left, right, first, last, width] = JSON.parse(chart.dataset.frame);
+  const told = chart.parentNode.querySelector("p"), note = told.textContent, cursor = chart.querySelector(".cursor");
+  const move = x => { cursor.setAttribute("x1", x); cursor.setAttribute("x2", x); };
+  chart.addEventListener("pointermove", event => {
+    const box = chart.getBoundingClientRect(), x = (event.clientX - box.left) / box.width * width;
+    const step = first + (x - left) / (right - left) * (last - first);
+    const near = points => points.reduce((a, b) => Math.abs(b[0] - step) < Math.abs(a[0] - step) ? b : a);
+    const at = near(curves.map(([, points]) => near(points)))[0];
+    move(left + (at - first) / (last - first) * (right - left));
+    told.textContent = `step ${at}: ` + curves.map(([name, points]) => `${name} ${near(points)[1]}`).join(", ");
+  });
+  chart.addEventListener("pointerleave", () => { told.textContent = note; move(-9); });
+}
+"""
