@@ -96,8 +96,9 @@ class Leaves(Mapping):
     def __getitem__(self, name: str) -> np.ndarray:
         leaf = self.described[name]
         wanted = _nest({f"params.{name}": np.empty(leaf["shape"], leaf["dtype"])})
-        loading = ocp.options.PyTreeOptions.Loading(partial_load=True)
-        with ocp.Context(pytree_options=ocp.options.PyTreeOptions(loading=loading)):
+        context = ocp.Context()
+        context.pytree.loading.partial_load = True
+        with context:
             return _flat(ocp.load(self._state, wanted))[f"params.{name}"]
 
     def __iter__(self) -> Iterator[str]:
@@ -133,11 +134,10 @@ def write_leaves(target: str | os.PathLike, leaves: Iterable[tuple[str, np.ndarr
       extra: whatever JSON can hold.
     """
     target, described = pathlib.Path(target).absolute(), {}
-    saving = ocp.options.ArrayOptions.Saving(
-        use_compression=False,  # random-looking mantissas: a few percent for much time
-        storage_options=ocp.options.ArrayOptions.Saving.StorageOptions(chunk_byte_size=_CHUNK),
-    )
-    with ocp.Context(array_options=ocp.options.ArrayOptions(saving=saving)):
+    context = ocp.Context()
+    context.array.saving.use_compression = False  # mantissas look random: little to gain for much time
+    context.array.saving.storage_options.chunk_byte_size = _CHUNK
+    with context:
         for name, leaf in leaves:
             described[f"params.{name}"] = _describe(name, leaf)
             ocp.partial.save(target / "state", _nest({f"params.{name}": leaf}))

@@ -1,32 +1,39 @@
 """Hugging Face checkpoints of Qwen2.5-VL <-> our parameter tree, both directions from one table (host code).
 
-Nothing here holds a model: tensors are read by offset from the safetensors shards, one stacked group of layers is
-built at a time and written before the next is read. `tree_from_tensors` and `tensors_from_tree` are the in-memory
-forms of the same table, for tests and small models.
+A converted checkpoint is a folder of
+
+    params/   the stacked parameters, each leaf in chunks that a host can read alone, with a manifest of SHA-256
+    assets/   every other file of the source, byte for byte, and stored_dtypes.json: what type each tensor had
+
+Nothing here holds a model: tensors are read and written at their offsets in the safetensors shards, one stacked group
+of layers at a time (`from_hf`, `to_hf`). `tree_from_tensors` and `tensors_from_tree` are the in-memory forms of the same
+table, for tests and small models.
 """
 
+import contextlib
 import functools
+import hashlib
+import json
 import math
+import os
+import pathlib
 import re
-from collections.abc import Callable, Mapping
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-import ml_dtypes
 import numpy as np
 
+from safer_jax import checkpoint, shards
 from safer_jax.model import variants
 
-# Storage types by their name in a safetensors header. A stacked group takes the type which holds all its layers.
-DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
-
-
-class ConvertError(ValueError):
-    """A checkpoint which cannot be converted; the message lists every problem found, not only the first."""
-
-    def __init__(self, title: str, problems: list[str], fix: str):
-        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
-        super().__init__("\n".join([f"{title}: {count}", *(f"  - {problem}" for problem in problems), fix]))
-        self.problems = problems
+ASSET_BYTES = 1 << 26  # a tokenizer is some 10 MB; a larger file is no asset, whatever its name
+SHARD_BYTES = 5_000_000_000
+STORED_DTYPES = "stored_dtypes.json"
+WEIGHTS = re.compile(r"\.(safetensors|bin|pt|pth|gguf|h5|msgpack|onnx)(\.index\.json)?$")
 
 
 class Row(NamedTuple):
@@ -177,7 +184,7 @@ def hub_name(name: str) -> str:
     return re.sub(r"^model\.language_model\.", "model.", name)
 
 
-def check_tensors(found: Mapping[str, tuple[tuple[int, ...], str]], config: variants.ModelConfig, where: str) -> None:
+def check_tensors(found: Mapping[str, shards.Described], config: variants.ModelConfig, where: str) -> None:
     """Raises ConvertError listing every missing, unexpected, wrongly shaped or typed tensor.
 
     `found` is hub name -> (shape, type as in a safetensors header). A head in a tied checkpoint is let through here;
@@ -192,10 +199,10 @@ def check_tensors(found: Mapping[str, tuple[tuple[int, ...], str]], config: vari
             continue
         if tuple(shape) != wanted_or_tied[name]:
             problems.append(f"shape: {name} is {list(shape)}, the config says {list(wanted_or_tied[name])}")
-        if dtype not in DTYPES:
-            problems.append(f"type: {name} is {dtype}, known are {', '.join(DTYPES)}")
+        if dtype not in shards.DTYPES:
+            problems.append(f"type: {name} is {dtype}, known are {', '.join(shards.DTYPES)}")
     if problems:
-        raise ConvertError(
+        raise shards.ConvertError(
             f"the tensors of {where} do not fit its config.json",
             problems,
             "Fix: use the config.json that belongs to these weights; quantised or adapted checkpoints must be merged first.",
@@ -207,7 +214,7 @@ def tree_from_tensors(tensors: Mapping[str, np.ndarray], config: variants.ModelC
 
     Raises ConvertError listing all that is missing, unexpected, of a wrong shape or type.
     """
-    named = _by_hub_name(tensors, "the given tensors")
+    named = shards.renamed(tensors, hub_name, "the given tensors")
     found = {name: (tensor.shape, _dtype_name(tensor.dtype)) for name, tensor in named.items()}
     check_tensors(found, config, "the given tensors")
     _check_tied(named, named.__getitem__, config)
@@ -236,24 +243,16 @@ def tensors_from_tree(tree: Mapping[str, Any], config: variants.ModelConfig) -> 
 def check_leaves(found: Mapping[str, tuple[int, ...]], config: variants.ModelConfig, where: str) -> None:
     """Raises ConvertError listing every missing, unexpected or wrongly shaped leaf; `found` is path -> shape."""
     wanted = {group.path: group.our_shape for group in groups(config)}
-    compare_shapes(found, wanted, where)
-
-
-def compare_shapes(
-    found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]], where: str
-) -> None:
-    """Raises ConvertError listing every path of one side only, and every pair of unlike shapes."""
-    problems = [f"missing: {path} {list(wanted[path])}" for path in wanted if path not in found]
-    problems += [f"unexpected: {path} {list(found[path])}" for path in found if path not in wanted]
+    problems = [f"missing: {path} {list(shape)}" for path, shape in wanted.items() if path not in found]
+    problems += [f"unexpected: {path} {list(shape)}" for path, shape in found.items() if path not in wanted]
     problems += [
-        f"shape: {path} is {list(found[path])}, the model wants {list(wanted[path])}"
+        f"shape: {path} is {list(found[path])}, the config says {list(wanted[path])}"
         for path in wanted
-        if path in found and tuple(found[path]) != tuple(wanted[path])
+        if path in found and tuple(found[path]) != wanted[path]
     ]
     if problems:
-        raise ConvertError(
-            f"the parameters of {where} are not those of this model", problems, "Fix: set model.variant to theirs."
-        )
+        fix = "Fix: use the config.json that belongs to these weights."
+        raise shards.ConvertError(f"the parameters of {where} do not fit its config.json", problems, fix)
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -264,27 +263,275 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return leaves
 
 
-def _by_hub_name(tensors: Mapping[str, Any], where: str) -> dict[str, Any]:
-    named: dict[str, Any] = {}
-    twice = [name for name in tensors if hub_name(name) != name and hub_name(name) in tensors]
-    if twice:
-        problems = [f"{name} and {hub_name(name)}" for name in twice]
-        raise ConvertError(f"{where} names tensors twice, in both layouts", problems, "Fix: keep one layout.")
-    for name, tensor in tensors.items():
-        named[hub_name(name)] = tensor
-    return named
-
-
 def _dtype_name(dtype: np.dtype) -> str:
-    return next((name for name, known in DTYPES.items() if known == dtype), str(dtype))
+    return next((name for name, known in shards.DTYPES.items() if known == dtype), str(dtype))
 
 
 def _check_tied(found: Mapping[str, Any], read: Callable[[str], np.ndarray], config: variants.ModelConfig) -> None:
     if not config.tied or HEAD not in found:
         return
     if not np.array_equal(read(HEAD).view(np.uint8), read(EMBED).view(np.uint8)):
-        raise ConvertError(
+        raise shards.ConvertError(
             "the config ties the head to the embedding, the weights do not",
             [f"{HEAD} differs from {EMBED}"],
             'Fix: set "tie_word_embeddings": false in config.json, or drop the head.',
         )
+
+
+def load_params(folder: str | os.PathLike, abstract_params: Any) -> Any:
+    """The weights of a converted checkpoint, on the shardings and in the dtypes of `abstract_params`.
+
+    Args:
+      folder: what `from_hf` wrote.
+      abstract_params: pytree of jax.ShapeDtypeStruct (with shardings; default device where they have none), such as the
+        abstract parameters of an nnx module.
+
+    Raises:
+      ConvertError: `folder` is something else.
+      CheckpointError: damaged, or leaves missing, unexpected or of another shape; all are listed.
+    """
+    folder = pathlib.Path(folder)
+    if not (folder / "params").is_dir():
+        raise shards.ConvertError(f"{folder} holds no converted weights", ["it has no params/"], _convert_first(folder))
+    return checkpoint.load_leaves(folder / "params", abstract_params)
+
+
+def read_config(folder: str | os.PathLike) -> variants.ModelConfig:
+    """The shapes in `folder`/config.json. Raises ConvertError naming the file when it is missing or no such config."""
+    path = pathlib.Path(folder) / "config.json"
+    try:
+        return variants.from_hf(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError as error:
+        fix = "Fix: SRC must be a complete Hugging Face folder (config.json, *.safetensors, tokenizer files)."
+        raise shards.ConvertError(f"{path.parent} has no config.json", [str(error)], fix) from error
+    except ValueError as error:
+        fix = "Fix: copy config.json again from where the weights came."
+        raise shards.ConvertError(f"{path} is not the config of a Qwen2.5-VL", [str(error)], fix) from error
+
+
+def from_hf(source: str | os.PathLike, target: str | os.PathLike) -> None:
+    """Converts a Hugging Face folder into ours, one stacked group at a time.
+
+    Args:
+      source: config.json, *.safetensors (sharded with an index, or model.safetensors) and whatever else is to be
+        carried over. Hub and `state_dict` names are read.
+      target: a folder that is empty or does not exist. It appears when it is complete, never before.
+
+    Raises:
+      ConvertError: listing all that is wrong with the source or the target.
+    """
+    source, target = pathlib.Path(source), pathlib.Path(target)
+    config = read_config(source)
+    tensors = shards.Shards(source, hub_name)
+    check_tensors(tensors.described, config, str(source))
+    _check_tied(tensors, tensors.__getitem__, config)
+    parts = groups(config)
+    described = {name: tensors.described[name] for group in parts for name in group.names}
+    with _building(target, shards.total(described)) as partial:
+        _copy_assets(source, partial / "assets", skip=())
+        (partial / "assets" / STORED_DTYPES).write_text(_pack_dtypes(described), encoding="utf-8")
+        hashes = {path.name: _sha256(path) for path in sorted((partial / "assets").iterdir())}
+        leaves = _stacked(parts, tensors, Progress(shards.total(described)))
+        checkpoint.write_leaves(partial / "params", leaves, {"assets": hashes})
+
+
+def to_hf(
+    source: str | os.PathLike, target: str | os.PathLike, step: int | None = None, shard_bytes: int = SHARD_BYTES
+) -> None:
+    """Writes a Hugging Face folder from a converted checkpoint or a training run: hub names, the source's dtypes.
+
+    Args:
+      source: what `from_hf` wrote, or a run's folder; of a run the parameters alone are written, cast to the dtypes of
+        the checkpoint that it started from.
+      target: a folder that is empty or does not exist. It appears when it is complete, never before.
+      step: which checkpoint of a run; None = the newest.
+      shard_bytes: a shard takes tensors up to this size, at least one.
+
+    Raises:
+      ConvertError, CheckpointError: listing all that is wrong.
+    """
+    source, target = pathlib.Path(source), pathlib.Path(target)
+    leaves = _open(source, step)
+    config = read_config(source / "assets")
+    check_leaves({path: tuple(leaf["shape"]) for path, leaf in leaves.described.items()}, config, str(source))
+    parts = groups(config)
+    dtypes = _read_dtypes(source / "assets", [name for group in parts for name in group.names])
+    shapes = {name: (group.their_shape, dtypes[name]) for group in parts for name in group.names}
+    with _building(target, shards.total(shapes)) as partial:
+        _copy_assets(source / "assets", partial, skip=(STORED_DTYPES,))
+        shards.write(partial, shapes, _unstacked(parts, leaves, dtypes, Progress(shards.total(shapes))), shard_bytes)
+
+
+def random(variant: str, target: str | os.PathLike, seed: int = 0, shard_bytes: int = SHARD_BYTES) -> None:
+    """A Hugging Face folder of random bfloat16 weights at the shapes of a variant: for dry runs and measurements."""
+    if variant not in variants.VARIANTS:
+        raise shards.ConvertError("unknown variant", [repr(variant)], f"Fix: one of {', '.join(variants.VARIANTS)}.")
+    config = variants.VARIANTS[variant]
+    is_tiny = config.text.vocab < 1000
+    end_id, pad_id = (2, 0) if is_tiny else (151_645, 151_643)
+    parts = groups(config)
+    shapes = {name: (group.their_shape, "BF16") for group in parts for name in group.names}
+    with _building(pathlib.Path(target), shards.total(shapes)) as partial:
+        content = variants.to_hf(config, end_id=end_id, pad_id=pad_id, dtype="bfloat16")
+        (partial / "config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        draw = _drawn(parts, config.init_std, np.random.default_rng(seed), Progress(shards.total(shapes)))
+        shards.write(partial, shapes, draw, shard_bytes)
+
+
+class Progress:
+    """One line per finished leaf: its name, bytes of all, and the time that the rest will take."""
+
+    def __init__(self, total: int):
+        self.total, self._done, self._start = total, 0, time.monotonic()
+
+    def add(self, label: str, count: int) -> None:
+        self._done += count
+        spent = time.monotonic() - self._start
+        left = spent * (self.total - self._done) / max(self._done, 1)
+        share = self._done / max(self.total, 1)
+        line = f"{label:<40} {self._done / 1e9:7.2f} of {self.total / 1e9:.2f} GB {share:5.0%}  {left:.0f} s left"
+        print(line, file=sys.stderr, flush=True)
+
+
+def _stacked(parts: list[Group], tensors: shards.Shards, progress: Progress) -> Iterator[tuple[str, np.ndarray]]:
+    for group in parts:
+        yield group.path, group.stack(tensors.__getitem__)
+        progress.add(group.path, shards.total({name: tensors.described[name] for name in group.names}))
+
+
+def _unstacked(
+    parts: list[Group], leaves: Mapping[str, np.ndarray], dtypes: Mapping[str, str], progress: Progress
+) -> Iterator[tuple[str, np.ndarray]]:
+    for group in parts:
+        leaf = leaves[group.path]
+        for z, name in enumerate(group.names):
+            layer = leaf[z] if group.is_stacked else leaf
+            yield name, _cast(name, group.to_theirs(layer), shards.DTYPES[dtypes[name]])
+        del leaf, layer  # before the next one is read
+        progress.add(group.path, shards.total({name: (group.their_shape, dtypes[name]) for name in group.names}))
+
+
+def _drawn(
+    parts: list[Group], scale: float, generator: np.random.Generator, progress: Progress
+) -> Iterator[tuple[str, np.ndarray]]:
+    for group in parts:
+        mean = 1 if "norm" in group.path else 0
+        for name in group.names:
+            tensor = np.empty(group.their_shape, shards.DTYPES["BF16"])
+            flat = tensor.reshape(-1)
+            for start in range(0, flat.size, 1 << 22):
+                block = flat[start : start + (1 << 22)]
+                block[:] = generator.standard_normal(block.size, np.float32) * scale + mean
+            yield name, tensor
+        progress.add(group.path, shards.total({name: (group.their_shape, "BF16") for name in group.names}))
+
+
+def _cast(name: str, tensor: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    if tensor.dtype == dtype:
+        return tensor
+    with np.errstate(over="ignore"):
+        cast = tensor.astype(dtype)
+    if np.isinf(cast).any() and not np.isinf(tensor).any():
+        fix = f"Fix: set the type of this tensor to F32 in assets/{STORED_DTYPES}."
+        raise shards.ConvertError(f"{name} does not fit {dtype}", [f"largest value {np.abs(tensor).max():.4g}"], fix)
+    return cast
+
+
+@contextlib.contextmanager
+def _building(target: pathlib.Path, count: int) -> Iterator[pathlib.Path]:
+    """A folder beside `target` that takes its name when all is written, and goes when anything fails."""
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        fix = "Fix: give a new folder, or delete this one."
+        raise shards.ConvertError(f"{target} is in the way", ["it exists and is not an empty folder"], fix)
+    target.absolute().parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(target.absolute().parent).free
+    if free < count:
+        problem = f"{count / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free"
+        raise shards.ConvertError(
+            f"no room for {target}", [problem], "Fix: free some or give a folder on another disk."
+        )
+    partial = target.absolute().with_name(f".{target.absolute().name}.partial")
+    if partial.exists():
+        print(f"{partial}: left by a conversion that was killed, starting again", file=sys.stderr, flush=True)
+        shutil.rmtree(partial)
+    partial.mkdir()
+    try:
+        yield partial
+        os.replace(partial, target)
+    finally:
+        if partial.exists():
+            shutil.rmtree(partial)
+
+
+def _open(source: pathlib.Path, step: int | None) -> checkpoint.Leaves:
+    """The verified parameters of a converted checkpoint or of a run."""
+    if (source / "checkpoints").is_dir():
+        return checkpoint.restore_params(source, step)
+    if not (source / "params").is_dir():
+        raise shards.ConvertError(
+            f"{source} is neither a converted checkpoint nor a run",
+            ["it has neither params/ nor checkpoints/"],
+            "Fix: give the folder that from-hf wrote, or the --workdir of a training run.",
+        )
+    if step is not None:
+        fix = "Fix: leave --step out, or give the folder of a run."
+        raise shards.ConvertError(f"{source} is a converted checkpoint", [f"it has no step {step}"], fix)
+    leaves = checkpoint.read_leaves(source / "params")
+    problems = [
+        f"{name}: {'its bytes are not those that were written (SHA-256)' if path.is_file() else 'is missing'}"
+        for name, digest in leaves.extra["assets"].items()
+        if not (path := source / "assets" / name).is_file() or _sha256(path) != digest
+    ]
+    if problems:
+        raise shards.ConvertError(f"the files of {source / 'assets'} have changed", problems, "Fix: convert again.")
+    return leaves
+
+
+def _convert_first(folder: pathlib.Path) -> str:
+    if any(folder.glob("*.safetensors")):
+        return f"Fix: it is a Hugging Face folder; run `python tools/convert.py from-hf {folder} NEW_FOLDER`."
+    return "Fix: give the folder that `python tools/convert.py from-hf SRC DST` wrote."
+
+
+def _copy_assets(source: pathlib.Path, target: pathlib.Path, skip: tuple[str, ...]) -> None:
+    """Every file of `source` that holds no weights, byte for byte (links, as in the hub's cache, are followed)."""
+    target.mkdir(parents=True, exist_ok=True)
+    for path in sorted(source.iterdir()):
+        if not path.is_file() or path.name.startswith(".") or path.name in skip or WEIGHTS.search(path.name):
+            continue
+        if path.stat().st_size > ASSET_BYTES:
+            print(f"not carried over: {path} has {path.stat().st_size:,} bytes", file=sys.stderr, flush=True)
+            continue
+        shutil.copyfile(path, target / path.name)
+
+
+def _pack_dtypes(described: Mapping[str, shards.Described]) -> str:
+    most = Counter(dtype for _, dtype in described.values()).most_common(1)[0][0]
+    content = {"most": most, "others": {name: dtype for name, (_, dtype) in described.items() if dtype != most}}
+    return json.dumps(content, indent=2) + "\n"
+
+
+def _read_dtypes(assets: pathlib.Path, names: list[str]) -> dict[str, str]:
+    """Storage type of every tensor: as the source had it, else as config.json says (a run from random weights)."""
+    try:
+        content = json.loads((assets / STORED_DTYPES).read_text(encoding="utf-8"))
+        most, others = content["most"], content["others"]
+    except FileNotFoundError:
+        config = json.loads((assets / "config.json").read_text(encoding="utf-8"))
+        said = config.get("dtype") or config.get("torch_dtype") or "float32"
+        most, others = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}.get(said, said), {}
+    except (ValueError, KeyError) as error:
+        fix = "Fix: convert again."
+        raise shards.ConvertError(f"{assets / STORED_DTYPES} cannot be read", [repr(error)], fix) from error
+    dtypes = {name: others.get(name, most) for name in names}
+    problems = [f"{name}: {dtype}" for name, dtype in dtypes.items() if dtype not in shards.DTYPES]
+    if problems:
+        raise shards.ConvertError(
+            f"{assets} asks for unknown types", problems, f"Fix: known are {', '.join(shards.DTYPES)}."
+        )
+    return dtypes
+
+
+def _sha256(path: pathlib.Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
