@@ -113,6 +113,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     log.every = 1  # steps
     log.rollouts_every = 10  # steps; 0 = never
     log.rollouts = 16  # rows
+    log.tensorboard = False  # True: TensorBoard files too
+    log.wandb = False  # True: Weights & Biases too
     return config
 
 

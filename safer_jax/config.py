@@ -296,11 +296,15 @@ class Log:
     every: steps between lines of metrics
     rollouts_every: steps between saved rollouts; 0 = never
     rollouts: rows saved each time
+    tensorboard: True = TensorBoard files too; needs the extra of that name
+    wandb: True = Weights & Biases too; needs the extra of that name
     """
 
     every: Size
     rollouts_every: Count
     rollouts: Count
+    tensorboard: bool
+    wandb: bool
 
 
 @dataclasses.dataclass(frozen=True)
