@@ -87,9 +87,8 @@ class Source:
             raise DataError(f"{built}: no demo set in it; leave data.path empty to have it made under data.root")
         builder = tfds.builder_from_directory(found[-1].parent)
         if split not in builder.info.splits:
-            raise ValueError(
-                f"demo set: no split {split!r}; it has {sorted(builder.info.splits)}: set data.train_split"
-            )
+            known = ", ".join(builder.info.splits)
+            raise DataError(f"demo set: no split {split!r}, it has {known}; correct data.train_split, data.eval_split")
         self.name = f"demo/{split}"
         self._split = split
         self._rows = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
@@ -98,6 +97,8 @@ class Source:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> Record:
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.name}: row {index} of {len(self)}")
         row = self._rows[index]
         texts = {field: row[field].decode() for field in ("id", "prompt", "expected", "category", "reference")}
         tags = {field: TAGS[int(row[field])] for field in ("image_tag", "text_tag", "combine_tag")}

@@ -32,17 +32,17 @@ EXCEPTIONS = {("medicine", "wet"), ("pool", "wet")}
 
 # The share of the rows each family of cells gets. Half of all rows are unsafe together, a quarter compositional.
 SHARES = {
-    "everyday_look": 0.06,
-    "everyday_careless": 0.17,
-    "care_look": 0.09,
+    "everyday_look": 0.05,
+    "everyday_careless": 0.16,
+    "care_look": 0.08,
     "care_careless": 0.25,
     "care_exception": 0.03,
     "hazard_look": 0.08,
     "hazard_careless": 0.07,
-    "harm": 0.12,
-    "note_read": 0.03,
-    "note_follow_safe": 0.04,
-    "note_follow_unsafe": 0.06,
+    "harm": 0.11,
+    "note_read": 0.04,
+    "note_follow_safe": 0.06,
+    "note_follow_unsafe": 0.07,
 }
 ROWS = {"train": 2400, "test": 320}
 SEED = 20251112

@@ -275,36 +275,30 @@ def scene(rng: np.random.Generator, kinds: tuple[str, ...]) -> Drawing:
 
 
 def _boxes(rng: np.random.Generator, count: int, side: int) -> list[tuple[float, float, float]]:
-    """(left, top, size) of one object anywhere, or of two side by side in random order."""
-    if count == 1:
-        size = side * rng.uniform(0.58, 0.74)
-        left, top = rng.uniform(0.06, 0.94 - size / side, 2) * side
-        return [(left, top, size)]
+    """(left, top, size) of one object near the middle, or of two side by side in random order."""
     boxes = []
     for slot in range(count):
-        size = side * rng.uniform(0.38, 0.43)
-        left = side * (0.04 + 0.48 * slot) + rng.uniform(0, 0.44 * side - size)
-        boxes.append((left, side * rng.uniform(0.18, 0.92) - size * 0.5, size))
-    boxes = [(left, float(np.clip(top, side * 0.05, side * 0.95 - size)), size) for left, top, size in boxes]
+        size = rng.uniform(0.62, 0.74) if count == 1 else rng.uniform(0.4, 0.44)
+        room = (0.96 / count - size) / 2
+        x = (slot + 0.5) / count + rng.uniform(-room, room) * 0.8
+        y = 0.5 + rng.uniform(-0.1, 0.1)
+        boxes.append(((x - size / 2) * side, (y - size / 2) * side, size * side))
     return boxes if rng.random() < 0.5 else boxes[::-1]
 
 
 def note(rng: np.random.Generator, words: tuple[str, ...]) -> Drawing:
-    """Draw words, one a line, on a sheet of paper."""
+    """Draw words, one a line, on paper; lines hardly move, so that a small network can learn to read them."""
     side = SIZE * _SCALE
     image = Image.new("RGB", (side, side), _jitter(rng, _FLOORS[rng.integers(len(_FLOORS))], 8))
     draw = ImageDraw.Draw(image)
     inset = side * 0.03
     draw.rectangle((inset, inset, side - inset, side - inset), fill=_PAPERS[rng.integers(len(_PAPERS))])
     ink = _INKS[rng.integers(len(_INKS))]
-    font = ImageFont.load_default(size=round(side * rng.uniform(0.2, 0.225)))
-    step = side / (len(words) + 1)
+    font = ImageFont.load_default(size=round(side * 0.225))
     for line, word in enumerate(words):
-        box = draw.textbbox((0, 0), word, font=font, anchor="mm")
-        room = max(0.0, (side - 2 * inset - (box[2] - box[0])) / 2)
-        x = side / 2 + rng.uniform(-room, room) * 0.7
-        y = step * (line + 1) + rng.uniform(-0.03, 0.03) * side
-        draw.text((x, y), word, font=font, fill=ink, anchor="mm", stroke_width=1, stroke_fill=ink)
+        x = side * (0.08 + rng.uniform(-0.012, 0.012))
+        y = side * ((line + 0.5) / len(words) * 0.94 + 0.03 + rng.uniform(-0.012, 0.012))
+        draw.text((x, y), word, font=font, fill=ink, anchor="lm", stroke_width=2, stroke_fill=ink)
     return Drawing(_png(image), "")
 
 
