@@ -52,10 +52,12 @@ def plain(value: Any, digits: int = 4) -> str:
 
 
 def change(value: float, is_rate: bool = False) -> str:
-    """A difference with its sign: +0.560, −8.7; of rates in percentage points, +34.6; a dash where there is none."""
+    """A difference with its sign: +0.560, −8.68; of rates in percentage points, +34.6; a dash where there is none."""
     if not is_finite(value):
         return "–"
-    return (f"{100 * value:+.1f}" if is_rate else f"{value:+.{3 if abs(value) < 1 else 1}f}").replace("-", "−")
+    return (
+        f"{100 * value:+.1f}" if is_rate else f"{value:+.{3 if abs(value) < 1 else 2 if abs(value) < 10 else 1}f}"
+    ).replace("-", "−")
 
 
 def is_finite(value: Any) -> bool:
@@ -157,7 +159,7 @@ def vertical(curves: list[list[tuple[int, float]]], scale: str) -> tuple[float, 
         return low - 0.05, high + 0.05, power
     low, high = float(min(values)), float(max(values))
     low, high = (0.0 if 0 < low < 0.5 * high or low == high > 0 else low), (high if high > low or high > 0 else 0.0)
-    high += 0.04 * (high - low) or 1.0
+    high += 0.04 * (high - low)
     return low, high, float
 
 
@@ -193,7 +195,7 @@ STYLE = """
 :root { color-scheme: light dark; --page: #fcfbf8; --ink: #1f1e1c; --soft: #625e57; --rule: #dedad1; --panel: #f4f1ea;
   --s0: #1d5c9e; --s1: #a8430f; --s2: #23703f; --s3: #7a3d9c; --s4: #7d6100; --s5: #a02a58;
   --good: #23703f; --bad: #a82a1f }
-@media (prefers-color-scheme: dark) { :root { --page: #151618; --ink: #e7e4de; --soft: #a5a198; --rule: #35363a;
+@media screen and (prefers-color-scheme: dark) { :root { --page: #151618; --ink: #e7e4de; --soft: #a5a198; --rule: #35363a;
   --panel: #1e2023; --s0: #7db3ee; --s1: #f0986a; --s2: #7ccb97; --s3: #c79ae6; --s4: #d9bd5c; --s5: #f08db0;
   --good: #7ccb97; --bad: #f5938a } }
 * { box-sizing: border-box; margin: 0 }
@@ -242,8 +244,11 @@ summary { font-variant-numeric: tabular-nums }
 .config dl { display: grid; grid-template-columns: auto 1fr; gap: .1rem 1rem; font-size: .84rem }
 .config dd { text-align: right }
 footer ul { padding-left: 1.1rem } footer li { overflow-wrap: anywhere }
-@media (max-width: 46rem) { article { grid-template-columns: 1fr; gap: 1rem } main { padding: 2rem 1rem } }
-@media print { main { max-width: none; padding: 0 } body { font-size: 11pt } article { break-inside: avoid } }
+@media (max-width: 46rem) { th, td { padding-left: .7rem } th { white-space: normal } table { font-size: .9rem }
+  article { grid-template-columns: 1fr; gap: 1rem } main { padding: 2rem 1rem } }
+@media print { :root { color-scheme: light; --page: #fff } main { max-width: none; padding: 0 } body { font-size: 10pt }
+  .charts { grid-template-columns: 1fr 1fr; gap: 1rem 1.5rem } h2, summary { break-after: avoid }
+  article { break-inside: avoid; grid-template-columns: 11rem minmax(0, 1fr) } }
 """
 
 # The read-out: the values nearest to the pointer, in place of the figure's note.

@@ -323,7 +323,7 @@ def headline(run: Path, config: dict, records: list[dict], seconds: float) -> Ht
     table = element("table", caption, element("thead", head), element("tbody", *rows))
     lead = " → ".join(number(record.get("reward")) for _, record in columns)
     lead = element("p", "Mean test reward ", element("b", lead), class_="lead")
-    return element("header", title, facts, lead, element("div", table, class_="wide"))
+    return element("header", title, facts, lead, element("div", table, class_="wide", tabindex=0))
 
 
 def config_section(config: dict) -> Html:

@@ -173,6 +173,7 @@ def test_page_of_a_finished_run(tmp_path):
     assert all(title in reader.text for title in titles)
     assert len(reader.find("symbol")) == 4, "each image is embedded once"
     assert len(reader.find("use")) == 4 * 4, "and shown at each of the four steps"
+    assert {a["href"] for a in reader.find("use")} == {f"#{a['id']}" for a in reader.find("symbol")}
     assert [a["class"] for a in reader.find("details") if "open" in a and "class" in a] == ["step"]
     assert all(attrs["aria-label"] for attrs in reader.find("svg") if attrs.get("role") == "img")
     text = (tmp_path / "demo-run" / "report.html").read_text()
@@ -351,7 +352,7 @@ def test_figures_read_well():
         "2e12",
         "–",
     ]
-    assert [page.change(0.5604), page.change(-8.68), page.change(0.346, True)] == ["+0.560", "−8.7", "+34.6"]
+    assert [page.change(0.5604), page.change(-8.68), page.change(0.346, True)] == ["+0.560", "−8.68", "+34.6"]
 
 
 def test_every_colour_can_be_read():
