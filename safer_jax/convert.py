@@ -131,8 +131,8 @@ class Group(NamedTuple):
         leaf = np.empty(self.our_shape, first.dtype)
         for z, name in enumerate(self.names):
             tensor = first if z == 0 else read(name)
-            if tensor.dtype != leaf.dtype:  # a group of mixed types takes the one that holds them all exactly
-                leaf = leaf.astype(np.promote_types(leaf.dtype, tensor.dtype), copy=False)
+            if tensor.dtype != leaf.dtype:  # float32 holds the values of all known types exactly
+                leaf = leaf.astype(np.float32, copy=False)
             leaf[z] = self.to_ours(tensor)
         return leaf
 
