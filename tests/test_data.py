@@ -90,9 +90,7 @@ def test_usable_takes_errors_of_prompts_and_images_for_bad_rows_but_no_others():
 def test_records_for_evaluation_are_refused_in_training(tmp_path):
     source = data.load(settings(path=str(safetag_files.write_set(tmp_path))), "test")
     assert len(data.usable(source, size, 99, 99, budget=0).row_n) == 8
-    with pytest.raises(
-        DataError, match="safetag/test/000000: for eval only, not for training; correct data.train_split"
-    ):
+    with pytest.raises(DataError, match="safetag/test/000000: for eval only, not for training; correct"):
         data.usable(source, size, 99, 99, budget=8, is_training=True)
 
 
