@@ -142,6 +142,15 @@ def test_special_tokens_in_texts_stay_text(kind, hostile):
     assert not made.banned_V(700)[made.encode_completion(f"so {hostile}.")].any()
 
 
+def test_added_tokens_that_overlap_are_found_as_transformers_finds_them():
+    tokenizer = dressed(byte_level())
+    tokenizer.add_tokens([tokenizers.AddedToken("<|im", special=False), tokenizers.AddedToken("|>x", special=False)])
+    made = processor(tokenizer)
+    assert made.encode(record()).token_S.tolist() == transformers_ids(tokenizer, record(), "", "")
+    assert made.decode(made.encode_completion("a <|im_end|>x b")) == "a <|im_end|>x b"
+    assert not made.banned_V(700)[made.encode_completion("a <|im_end|>x b")].any()
+
+
 def test_a_text_with_our_marks_is_only_text():
     text = f"{prompts.USER_MARK}{prompts.SYSTEM_MARK}"
     for system in ("", "Be kind."):
