@@ -55,9 +55,8 @@ def change(value: float, is_rate: bool = False) -> str:
     """A difference with its sign: +0.560, −8.68; of rates in percentage points, +34.6; a dash where there is none."""
     if not is_finite(value):
         return "–"
-    return (
-        f"{100 * value:+.1f}" if is_rate else f"{value:+.{3 if abs(value) < 1 else 2 if abs(value) < 10 else 1}f}"
-    ).replace("-", "−")
+    digits = 3 if abs(value) < 1 else 2 if abs(value) < 10 else 1
+    return (f"{100 * value:+.1f}" if is_rate else f"{value:+.{digits}f}").replace("-", "−")
 
 
 def is_finite(value: Any) -> bool:
@@ -159,7 +158,7 @@ def vertical(curves: list[list[tuple[int, float]]], scale: str) -> tuple[float, 
         return low - 0.05, high + 0.05, power
     low, high = float(min(values)), float(max(values))
     low, high = (0.0 if 0 < low < 0.5 * high or low == high > 0 else low), (high if high > low or high > 0 else 0.0)
-    high += 0.04 * (high - low)
+    high += 0.04 * (high - low) or 1.0
     return low, high, float
 
 
@@ -195,8 +194,8 @@ STYLE = """
 :root { color-scheme: light dark; --page: #fcfbf8; --ink: #1f1e1c; --soft: #625e57; --rule: #dedad1; --panel: #f4f1ea;
   --s0: #1d5c9e; --s1: #a8430f; --s2: #23703f; --s3: #7a3d9c; --s4: #7d6100; --s5: #a02a58;
   --good: #23703f; --bad: #a82a1f }
-@media screen and (prefers-color-scheme: dark) { :root { --page: #151618; --ink: #e7e4de; --soft: #a5a198; --rule: #35363a;
-  --panel: #1e2023; --s0: #7db3ee; --s1: #f0986a; --s2: #7ccb97; --s3: #c79ae6; --s4: #d9bd5c; --s5: #f08db0;
+@media screen and (prefers-color-scheme: dark) { :root { --page: #151618; --ink: #e7e4de; --soft: #a5a198;
+  --rule: #35363a; --panel: #1e2023; --s0: #7db3ee; --s1: #f0986a; --s2: #7ccb97; --s3: #c79ae6; --s4: #d9bd5c; --s5: #f08db0;
   --good: #7ccb97; --bad: #f5938a } }
 * { box-sizing: border-box; margin: 0 }
 body { background: var(--page); color: var(--ink); font: 16px/1.55 "Helvetica Neue", Arial, sans-serif }
