@@ -13,6 +13,8 @@ from jaxtyping import Array, Bool, Float, Int
 # clipped minimum turns its gradient into NaN.
 LOG_RATIO_LIMIT = 20.0
 
+Host = Array | np.ndarray  # rewards come from the host
+
 
 # ---- Attempts: which count, and what each is worth ----
 
@@ -25,9 +27,13 @@ def _final(is_valid_PGE):
 BASELINES = {"all": lambda is_valid_PGE: is_valid_PGE, "final": _final}
 
 
-def counted(is_valid_PGE: Bool[Array, "P G E"], baseline: str) -> Bool[Array, "P G E"]:
+def counted(is_valid_PGE: Bool[Host, "P G E"], baseline: str) -> Bool[Host, "P G E"]:
     """The attempts that form the group's baseline and train: `all` valid ones, or of each rollout the `final` one."""
     return BASELINES[baseline](is_valid_PGE)
+
+
+def _sum(value, is_counted):
+    return jnp.where(is_counted, value, 0.0).sum((1, 2), keepdims=True)
 
 
 def _group_mean(reward, is_counted, count, std_epsilon):
@@ -49,7 +55,7 @@ ADVANTAGES: dict[str, Callable] = {"group_norm": _group_norm, "group_mean": _gro
 
 
 def advantages(
-    reward_PGE: Float[Array, "P G E"], is_valid_PGE: Bool[Array, "P G E"], kind: str, baseline: str, std_epsilon: float
+    reward_PGE: Float[Host, "P G E"], is_valid_PGE: Bool[Host, "P G E"], kind: str, baseline: str, std_epsilon: float
 ) -> tuple[Float[Array, "P G E"], Float[Array, " P"]]:
     """The advantage of each attempt within its prompt's group, and the group's reward spread (largest minus smallest).
 
@@ -69,11 +75,6 @@ def advantages(
     return jnp.where(trains, ADVANTAGES[kind](reward, is_counted, count, std_epsilon), 0.0), spread_P
 
 
-def of_tokens(value_PGE: Array, attempt_PGC: Int[Array, "P G C"]) -> Array:
-    """What belongs to an attempt (advantage, validity) as a value of each of its tokens, [P, G, C]."""
-    return jnp.take_along_axis(value_PGE, attempt_PGC.astype(jnp.int32), axis=-1)
-
-
 def _keep(reward, is_valid, length, is_cut, max_tokens, buffer):
     return reward, is_valid
 
@@ -91,14 +92,14 @@ OVERLONG: dict[str, Callable] = {"keep": _keep, "mask": _mask, "soft_penalty": _
 
 
 def overlong(
-    reward_PGE: Float[Array, "P G E"],
-    is_valid_PGE: Bool[Array, "P G E"],
-    length_PGE: Int[Array, "P G E"],
-    is_cut_PGE: Bool[Array, "P G E"],
+    reward_PGE: Float[Host, "P G E"],
+    is_valid_PGE: Bool[Host, "P G E"],
+    length_PGE: Int[Host, "P G E"],
+    is_cut_PGE: Bool[Host, "P G E"],
     kind: str,
     max_tokens: int,
     buffer: int,
-) -> tuple[Float[Array, "P G E"], Bool[Array, "P G E"]]:
+) -> tuple[Float[Host, "P G E"], Bool[Host, "P G E"]]:
     """Rewards and validity after the rule for long attempts; `length_PGE` and `buffer` in tokens.
 
     mask (overlong filtering of DAPO, arXiv 2503.14476): an attempt that the limit cut neither counts nor trains. (TRL's
