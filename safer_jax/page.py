@@ -195,7 +195,8 @@ STYLE = """
   --s0: #1d5c9e; --s1: #a8430f; --s2: #23703f; --s3: #7a3d9c; --s4: #7d6100; --s5: #a02a58;
   --good: #23703f; --bad: #a82a1f }
 @media screen and (prefers-color-scheme: dark) { :root { --page: #151618; --ink: #e7e4de; --soft: #a5a198;
-  --rule: #35363a; --panel: #1e2023; --s0: #7db3ee; --s1: #f0986a; --s2: #7ccb97; --s3: #c79ae6; --s4: #d9bd5c; --s5: #f08db0;
+  --rule: #35363a; --panel: #1e2023; --s0: #7db3ee;
+  --s1: #f0986a; --s2: #7ccb97; --s3: #c79ae6; --s4: #d9bd5c; --s5: #f08db0;
   --good: #7ccb97; --bad: #f5938a } }
 * { box-sizing: border-box; margin: 0 }
 body { background: var(--page); color: var(--ink); font: 16px/1.55 "Helvetica Neue", Arial, sans-serif }
