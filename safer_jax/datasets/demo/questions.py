@@ -83,7 +83,7 @@ NAMES = {
     "book": "a book",
     "plant": "a plant",
     "chair": "a chair",
-    "cat": "a cat",
+    "cat": "a toy cat",
     "ladder": "a ladder",
     "medicine": "a medicine bottle",
     "pool": "a swimming pool",
