@@ -95,7 +95,6 @@ def decode(data: bytes, limits: Limits, name: str = "image") -> Image.Image:
     """
     image, turn = _open(data, limits, name)
     try:
-        image.load()
         image = _rgb(image)
         return image if turn is None else image.transpose(turn)
     except Exception as error:  # a broken file may raise nearly anything inside PIL; what it was is told
