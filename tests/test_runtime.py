@@ -144,10 +144,12 @@ def test_all_hosts_stop_at_one_step(number):
     both = pair("signal")
     time.sleep(0.3)
     both[1].send_signal(number)
-    out = [process.communicate(timeout=60)[0] for process in both]
+    told = [process.communicate(timeout=60) for process in both]
     assert [process.returncode for process in both] == [runtime.ExitCode.STOPPED] * 2
-    saved = [text.splitlines()[-1] for text in out]  # Gloo talks on stdout too
+    saved = [out.splitlines()[-1] for out, _ in told]  # Gloo talks on stdout too
     assert saved[0] == saved[1] and saved[0].startswith("saved ")
+    is_ours = "stopping after this step" in told[1][1]
+    assert is_ours == (number == signal.SIGINT), "SIGTERM is left to JAX's preemption service"
 
 
 def test_a_crash_on_one_host_ends_it_at_once():
