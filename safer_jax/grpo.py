@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from safer_jax import mesh
+
 # Log-ratios are clamped to +-20 before exp (as in verl): exp overflows at 88, and inf in an unselected branch of the
 # clipped minimum turns its gradient into NaN.
 LOG_RATIO_LIMIT = 20.0
@@ -171,7 +173,7 @@ def _is_target(target, vocabulary):
 
 
 def _token_logp_forward(temperature, x, head, target, is_trained, is_banned):
-    weights = head.astype(x.dtype)
+    weights = mesh.constrain(head.astype(x.dtype), "vocab", None)
 
     def one(_, part):
         x, target, is_trained = part
@@ -192,7 +194,11 @@ def _token_logp_forward(temperature, x, head, target, is_trained, is_banned):
 
 def _token_logp_backward(temperature, saved, cotangents):
     x, head, target, is_trained, is_banned, log_total = saved
-    weights = head.astype(x.dtype)
+    weights = mesh.constrain(head.astype(x.dtype), "vocab", None)
+    # One sum for each device that the rows are cut over, added up after the scan: a single sum would be reduced over the
+    # devices at every step.
+    ways = mesh.ways(x.shape[1])
+    by_way = lambda array: array.reshape(ways, -1, *array.shape[1:])
 
     def one(head_gradient, part):
         x, target, is_trained, log_total, cotangent = part
@@ -200,11 +206,15 @@ def _token_logp_backward(temperature, saved, cotangents):
         scale = jnp.where(is_trained, cotangent / temperature, 0.0)[..., None]
         logits_gradient = (scale * (_is_target(target, len(head)) - probability)).astype(x.dtype)
         x_gradient = jnp.einsum("ptv,vd->ptd", logits_gradient, weights, preferred_element_type=jnp.float32)
-        head_gradient += jnp.einsum("ptv,ptd->vd", logits_gradient, x, preferred_element_type=jnp.float32)
-        return head_gradient, x_gradient.astype(x.dtype)
+        head_gradient += jnp.einsum(
+            "wptv,wptd->wvd", by_way(logits_gradient), by_way(x), preferred_element_type=jnp.float32
+        )
+        x_gradient = mesh.constrain(x_gradient.astype(x.dtype), "prompt", None, None)
+        return mesh.constrain(head_gradient, "prompt", "vocab", None), x_gradient
 
-    zero = jnp.zeros(head.shape, jnp.float32)
+    zero = mesh.constrain(jnp.zeros((ways, *head.shape), jnp.float32), "prompt", "vocab", None)
     head_gradient, x_gradient = jax.lax.scan(one, zero, (x, target, is_trained, log_total, cotangents[0]))
+    head_gradient = mesh.constrain(head_gradient.sum(0), "vocab", "width")
     return x_gradient, head_gradient.astype(head.dtype), None, None, None
 
 

@@ -92,6 +92,13 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, spec(names, TRAIN, mesh, x.shape))
 
 
+def ways(rows: int) -> int:
+    """Over how many devices an activation of so many rows is cut: 1 outside a mesh, or where they do not divide it."""
+    mesh = jax.sharding.get_abstract_mesh()
+    count = 1 if mesh.empty else mesh.shape["data"] * mesh.shape["fsdp"]
+    return count if rows % count == 0 else 1
+
+
 def put(tree: Any, mesh: jax.sharding.Mesh) -> Any:
     """Host arrays (this process's share of the leading batch axis) to global arrays cut over `data` and `fsdp`.
 
