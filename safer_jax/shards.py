@@ -101,9 +101,10 @@ def write(
     count = len(shards)
     files = [SINGLE] if count == 1 else [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
     with contextlib.ExitStack() as stack:
-        places = {}
+        places, opened = {}, []
         for name_of_file, names in zip(files, shards, strict=True):
             file = stack.enter_context(open(folder / name_of_file, "wb", buffering=0))
+            opened.append(file)
             places.update({name: (file, offset) for name, offset in _lay_out(file, names, shapes).items()})
         for name, tensor in tensors:
             file, offset = places.pop(name)
@@ -113,6 +114,8 @@ def write(
             _write_at(file, offset, _raw(tensor))
         if places:
             raise ValueError(f"tensors laid out but never written: {', '.join(places)}")
+        for file in opened:  # on the disk before the folder takes its name
+            os.fsync(file.fileno())
     if count > 1:
         weight_map = {name: file for file, names in zip(files, shards, strict=True) for name in names}
         metadata = {"total_size": total(shapes)}
@@ -237,7 +240,7 @@ def _lay_out(file: Any, names: list[str], shapes: Mapping[str, Described]) -> di
     header = json.dumps(entries, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
     begin = 8 + len(header)
-    os.posix_fallocate(file.fileno(), 0, begin + end)  # a full disk shows now, not after an hour
+    file.truncate(begin + end)
     _write_at(file, 0, memoryview(len(header).to_bytes(8, "little") + header))
     return {name: begin + entry["data_offsets"][0] for name, entry in entries.items() if name != "__metadata__"}
 

@@ -115,6 +115,8 @@ def test_there_and_back_is_the_same_for_transformers(tmp_path, config, dtype):
     for path in source.iterdir():
         if "safetensors" not in path.name:
             assert (tmp_path / "back" / path.name).read_bytes() == path.read_bytes(), path.name
+    carried = {path.name for path in (tmp_path / "back").iterdir() if "safetensors" not in path.name}
+    assert carried == {*ASSETS, "config.json", "generation_config.json"}
     load = functools.partial(Qwen2_5_VLForConditionalGeneration.from_pretrained, output_loading_info=True, dtype=dtype)
     (before, _), (after, info) = load(source), load(tmp_path / "back")
     assert not any(info.values()), info
