@@ -179,9 +179,10 @@ def read(source: Source, rows: Sequence[int], function: Callable[[Record], Any],
 
 
 class Asked(NamedTuple):
-    """What one step asks: this process's records and their prompts, row for row."""
+    """What one step asks: this process's records, each encoded, and the prompts that hold them, row for row."""
 
     records: list[Record]
+    encoded: list[prompts.Encoded]
     prompts: Prompts
 
 
@@ -207,7 +208,19 @@ class Feed:
         both = read(self.source, rows[own], lambda record: (record, self.processor.encode(record)))
         records, encoded = (list(column) for column in zip(*both, strict=True))
         collated = prompts.collate(encoded, draws[own], prompt_slots, patch_slots, self.processor.geometry)
-        return Asked(records, collated)
+        return Asked(records, encoded, collated)
+
+    def exchange(self, asked: Asked, other: Asked, pairs: Sequence[tuple[int, int]]) -> Asked:
+        """`asked` with row i replaced by row j of `other` for every (i, j), at the larger of both shapes."""
+        rows = [(asked, i) for i in range(len(asked.records))]
+        for i, j in pairs:
+            rows[i] = (other, j)
+        records, encoded = [of.records[i] for of, i in rows], [of.encoded[i] for of, i in rows]
+        draw_P = [of.prompts.draw_P[i] for of, i in rows]
+        prompt_slots = max(part.prompts.token_PS.shape[1] for part in (asked, other))
+        patch_slots = max(part.prompts.segment_PX.shape[1] for part in (asked, other))
+        collated = prompts.collate(encoded, draw_P, prompt_slots, patch_slots, self.processor.geometry)
+        return Asked(records, encoded, collated)
 
 
 class Prefetch:

@@ -46,7 +46,8 @@ class Updater:
             return state, {**metrics, **applied}
 
         state, metrics = jax.lax.scan(minibatch, state, jnp.arange(parts))
-        return state._replace(step=state.step + 1), grpo.reduce_metrics(metrics)
+        metrics = grpo.reduce_metrics(metrics)
+        return state._replace(step=state.step + 1), {name: metrics[name] for name in metrics if name != "tokens"}
 
     def sft(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         """One supervised step on the completions in `batch` (G = 1): the mean negative log-prob of their tokens."""
@@ -98,7 +99,7 @@ class Updater:
         prompts, rollouts, length, width = hidden_PGCD.shape
         logp_PT, entropy_PT = grpo.token_logp(
             hidden_PGCD.reshape(prompts, -1, width),
-            model.head_VD(),
+            nnx.merge(self.graph, params).head_VD(),  # uncast: its gradient adds up in float32
             rows.token_PGC.reshape(prompts, -1),
             is_trained=rows.is_trained_PGC.reshape(prompts, -1),
             temperature=1.0 if is_supervised else self.config.sampler.temperature,

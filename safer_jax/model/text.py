@@ -73,8 +73,15 @@ class Text(nnx.Module):
         if not tied:
             self.head = init.normal(vocab=config.vocab, width=config.width)
 
+    def lookup(self, token: Int[Array, "P *slots"]) -> Float[Array, "P *slots D"]:
+        """Embeddings of ids. The table is gathered over `fsdp`, since rows looked up in its cut form would have to go
+        from a cut width to a cut batch, which XLA does by copying the whole batch to every device."""
+        x = constrain(self.embed[...], "vocab", None)[token]
+        return constrain(x, "prompt", *[None] * token.ndim)
+
     def head_VD(self) -> Float[Array, "V D"]:
-        return self.head[...] if hasattr(self, "head") else self.embed[...]
+        """[V, D], whole over `fsdp`: gathered once instead of in every chunk of tokens."""
+        return constrain(self.head[...] if hasattr(self, "head") else self.embed[...], "vocab", None)
 
     def prefill(
         self, x: Float[Array, "P S D"], position: Int[Array, "P 3 S"], is_prompt: Bool[Array, "P S"]

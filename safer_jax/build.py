@@ -1,0 +1,324 @@
+"""What a run is made of, built once from its config: data, policy, mesh, jitted functions, files (host code)."""
+
+import dataclasses
+import functools
+import json
+import pathlib
+import shutil
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec
+
+from safer_jax import checkpoint, data, evaluate, images, mesh, metrics, prompts, runtime, sampler, state
+from safer_jax import config as config_lib
+from safer_jax.datasets import demo
+from safer_jax.model import variants, vlm
+from safer_jax.shapes import Batch, Prompts, Record, Rollout, TrainState
+from safer_jax.update import Updater
+
+WEIGHTS, SAMPLES, EVALUATIONS = range(3)  # what a key folded from config.seed is for
+
+
+class ResumeError(ValueError):
+    """The folder holds another run; the message lists the settings that differ."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+    """What does not change during a run. The functions are jitted; `with run:` closes its files and threads."""
+
+    config: config_lib.Config
+    folder: pathlib.Path
+    mesh: jax.sharding.Mesh
+    train: data.Feed
+    test: data.Feed
+    test_rows: Sequence[int]
+    orders: dict[str, data.Order]  # of the draws of each stage: "sft" (rows with a reference), "grpo" (all)
+    sample: Callable[[Any, Prompts], Rollout]
+    sample_test: Callable[[Any, Prompts], Rollout]
+    for_sampling: Callable[[nnx.State], nnx.State]  # training parameters -> the sampler's own copy
+    sft_update: Callable[[TrainState, Batch], tuple[TrainState, dict]]
+    grpo_update: Callable[[TrainState, Batch], tuple[TrainState, dict]]
+    logp: Callable[[nnx.State, Batch], jax.Array]
+    start_grpo: Callable[[TrainState], TrainState]
+    abstract: TrainState  # with shardings: what a restore fills
+    stopper: runtime.Stopper
+    watchdog: runtime.Watchdog
+    writer: metrics.Writer
+    prefetch: data.Prefetch
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.prefetch.close()
+        self.writer.close()
+
+    def ask(self, stage: str, cursor: int) -> data.Asked:
+        """The prompts of the step that starts at draw `cursor`; those of the next step are made meanwhile."""
+        asked = self.prefetch.get(stage, cursor)
+        self.prefetch.ahead(stage, cursor + _rows_of(self.config, stage))
+        return asked
+
+    def with_logps(self, now: TrainState, reference: nnx.State | None, batch: Batch) -> Batch:
+        """The passes that the objective needs before the update: none when on-policy and without a reference."""
+        if reference is not None:
+            batch = batch._replace(ref_logp_PGC=self.logp(reference, batch))
+        if self.config.grpo.minibatches > 1:
+            batch = batch._replace(old_logp_PGC=self.logp(now.params, batch))
+        return batch
+
+    def reference(self, now: TrainState) -> nnx.State | None:
+        """The frozen policy of the KL term: the parameters at GRPO's first step, kept in the run's folder."""
+        if self.config.grpo.beta == 0 or self.config.grpo.steps == 0:
+            return None
+        folder = self.folder / "reference"
+        if int(now.step) == self.config.sft.steps:
+            checkpoint.save(folder, int(now.step), {"params": now.params}, {})
+        return checkpoint.restore(folder, {"params": self.abstract.params})[0]["params"]
+
+    def save(self, now: TrainState, stage: str) -> None:
+        checkpoint.save(
+            self.folder / "checkpoints", int(now.step), now, {"stage": stage}, keep=self.config.checkpoint.keep
+        )
+
+    def save_rollouts(
+        self,
+        step: int,
+        stage: str,
+        split: str,
+        records: Sequence[Record],
+        scored: evaluate.Scored,
+        advantage_PG: np.ndarray | None,
+    ) -> None:
+        """Process 0 keeps some of its rows for people to read."""
+        if jax.process_index() == 0 and self.config.log.rollouts:
+            limits, count = self.train.processor.limits, self.config.log.rollouts
+            folder = self.folder / "rollouts"
+            evaluate.save_rollouts(folder, step, stage, split, records, scored, limits, count, advantage_PG)
+
+    def check_skipped(self, now: TrainState) -> None:
+        """Raises FloatingPointError after too many updates in a row that were not finite."""
+        in_a_row = int(now.skipped_in_a_row)
+        if in_a_row >= self.config.optimizer.max_skipped:
+            raise FloatingPointError(
+                f"step {int(now.step)}: the last {in_a_row} updates had a loss or gradient that is not finite and were "
+                f"not applied (optimizer.max_skipped = {self.config.optimizer.max_skipped}); lower optimizer.lr, or "
+                "resume from the last checkpoint with model.dtype='float32' to find the cause"
+            )
+
+    def replicate(self, value: int) -> jax.Array:
+        return mesh.replicate(np.int32(value), self.mesh)
+
+    @staticmethod
+    def is_due(every: int, step: int) -> bool:
+        return every > 0 and step % every == 0
+
+
+def build(config: config_lib.Config, folder: pathlib.Path) -> tuple[Run, TrainState]:
+    """A run and its state: fresh, or as the newest checkpoint of `folder` has it.
+
+    Raises ConfigError, DataError, MeshError, PromptError, CheckpointError or ResumeError, each naming value and fix.
+    """
+    if config.model.dtype == "float32":  # TPUs and GPUs would multiply float32 in fewer bits
+        jax.config.update("jax_default_matmul_precision", "highest")
+    device_mesh = mesh.make(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    _claim(config, folder)
+    model_config = prepare_assets(config, folder / "assets")
+    processor = make_processor(config, folder / "assets", model_config)
+    train, test, orders = _feeds(config, processor)
+
+    updater = make_updater(config, model_config, processor)
+    make = lambda key: state.create(vlm.init_params(model_config, key), updater.optimizers["sft"])
+    abstract = jax.eval_shape(make, jax.random.key(0))
+    shardings = state.shardings(abstract, device_mesh)
+    abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
+    is_resumed = checkpoint.latest(folder / "checkpoints") is not None
+    with jax.set_mesh(device_mesh):
+        now = _first_state(config, folder, abstract, shardings, make, updater)
+    run = Run(
+        config=config,
+        folder=folder,
+        mesh=device_mesh,
+        train=train,
+        test=test,
+        test_rows=test.usable.rows[: config.data.eval_rows or None],
+        orders=orders,
+        **_jitted(config, updater, processor, device_mesh, abstract, shardings),
+        abstract=abstract,
+        stopper=runtime.Stopper(),
+        watchdog=runtime.watchdog(),
+        writer=metrics.Writer(
+            folder, int(now.step) if is_resumed else -1, is_writer=jax.process_index() == 0
+        ),
+        prefetch=data.Prefetch(functools.partial(_ask, config, train, orders)),
+    )
+    return run, now
+
+
+def prepare_assets(config: config_lib.Config, folder: pathlib.Path) -> variants.ModelConfig:
+    """Put the files that stand beside the weights into the run, so that an export of it is complete."""
+    if jax.process_index() == 0 and not (folder / "config.json").exists():
+        if config.model.path:
+            shutil.copytree(pathlib.Path(config.model.path).expanduser() / "assets", folder, dirs_exist_ok=True)
+        else:
+            demo.assets(folder, config.data.root)
+            tokenizer = prompts.load_tokenizer(str(folder))
+            end_id, pad_id = tokenizer.eos_token_id, tokenizer.pad_token_id
+            model = variants.to_hf(variants.VARIANTS[config.model.variant], end_id=end_id, pad_id=pad_id)
+            (folder / "config.json").write_text(json.dumps(model, indent=2) + "\n")
+    multihost_utils.sync_global_devices("assets")
+    return variants.from_hf(json.loads((folder / "config.json").read_text()))
+
+
+def make_processor(
+    config: config_lib.Config, assets: pathlib.Path, model_config: variants.ModelConfig
+) -> prompts.Processor:
+    """The processor of a run: its tokenizer, its limits, the texts that its config names."""
+    settings, vision = config.prompt, model_config.vision
+    config_lib.check_images(config, vision.patch, vision.merge)
+    return prompts.Processor(
+        prompts.load_tokenizer(str(assets)),
+        images.Limits(settings.min_pixels, settings.max_pixels, settings.max_image_bytes, settings.max_source_pixels),
+        images.Geometry(vision.patch, vision.merge, vision.window),
+        system=prompts.SYSTEMS[settings.system],
+        guide=prompts.GUIDES[settings.guide],
+        force_think=settings.force_think,
+    )
+
+
+def make_updater(
+    config: config_lib.Config, model_config: variants.ModelConfig, processor: prompts.Processor
+) -> Updater:
+    graph, _ = vlm.abstract(model_config)
+    sft, rl = config.sft, config.optimizer
+    optimizers = {
+        "sft": state.optimizer(rl, lr=sft.lr, warmup_steps=sft.warmup_steps, weight_decay=sft.weight_decay),
+        "grpo": state.optimizer(rl, lr=rl.lr, warmup_steps=rl.warmup_steps, weight_decay=rl.weight_decay),
+    }
+    return Updater(config, graph, optimizers, processor.banned_V(model_config.text.vocab))
+
+
+def _claim(config: config_lib.Config, folder: pathlib.Path) -> None:
+    """Write config.json into a new run's folder; in an old one, refuse settings that would make it another run."""
+    path = folder / "config.json"
+    if path.exists() and checkpoint.latest(folder / "checkpoints") is not None:
+        old = config_lib.from_json(path.read_text())
+        may_change = ("grpo.steps", "eval.", "checkpoint.", "log.", "mesh.", "data.root", "optimizer.max_skipped")
+        changed = [line for line in config_lib.differences(old, config) if not line.startswith(may_change)]
+        if changed:
+            raise ResumeError(
+                f"{folder} holds a run with other settings:\n  " + "\n  ".join(changed) + "\n"
+                "take them back to resume it, or choose a new --workdir"
+            )
+    if jax.process_index() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(config_lib.to_json(config))
+    multihost_utils.sync_global_devices("config")
+
+
+def _feeds(config: config_lib.Config, processor: prompts.Processor):
+    """(training feed, test feed, order of the draws of each stage)."""
+    most = max(config.prompt.buckets), max(config.prompt.patch_buckets)
+    feeds = []
+
+    def size(record: Record) -> tuple[int, int]:
+        processor.encode(record)  # also finds what only decoding shows, such as a truncated image, before the first step
+        return processor.size(record)
+
+    for split, is_training in ((config.data.train_split, True), (config.data.eval_split, False)):
+        source = data.load(config.data, split)
+        usable = data.usable(source, size, *most, config.data.bad_rows, is_training)
+        feeds.append(data.Feed(source, usable, processor, config.prompt))
+    train, test = feeds
+    orders = {"grpo": data.order(train.usable.rows, config.seed)}
+    if config.sft.steps:
+        orders["sft"] = data.order(_reference_rows(config, train), config.seed)
+    return train, test, orders
+
+
+def _reference_rows(config: config_lib.Config, train: data.Feed) -> list[int]:
+    """The rows that the warm start may imitate: a draw of `sft.reference_rows` among those with a reference."""
+    rows = [row for row in train.usable.rows if train.source[row].reference]
+    if not rows:
+        raise data.DataError(f"{train.source.name} has no reference responses to imitate; set sft.steps=0")
+    wanted = config.sft.reference_rows or len(rows)
+    return np.random.default_rng(config.seed).permutation(rows)[:wanted].tolist()
+
+
+def _rows_of(config: config_lib.Config, stage: str) -> int:
+    return {"sft": config.sft.rows, "grpo": config.grpo.prompts}[stage]
+
+
+def _ask(config: config_lib.Config, train: data.Feed, orders: dict[str, data.Order], stage: str, cursor: int):
+    drawn = data.draws(orders[stage], cursor, _rows_of(config, stage))
+    return train.ask(drawn.row_n, drawn.draw_n, jax.process_index(), jax.process_count())
+
+
+def _first_state(
+    config: config_lib.Config, folder: pathlib.Path, abstract: TrainState, shardings: TrainState, make: Callable, updater
+) -> TrainState:
+    """Restored, or from converted weights, or random; every device makes only its share."""
+    if checkpoint.latest(folder / "checkpoints") is not None:
+        return checkpoint.restore(folder / "checkpoints", abstract)[0]
+    if config.model.path:
+        from safer_jax import convert
+
+        params = convert.load_params(config.model.path, abstract.params)
+        return jax.jit(functools.partial(state.create, optimizer=updater.optimizers["sft"]), out_shardings=shardings)(params)
+    key = jax.random.fold_in(jax.random.key(config.seed), WEIGHTS)
+    return jax.jit(make, out_shardings=shardings)(key)
+
+
+def _jitted(
+    config: config_lib.Config,
+    updater: Updater,
+    processor: prompts.Processor,
+    device_mesh: jax.sharding.Mesh,
+    abstract: TrainState,
+    shardings: TrainState,
+) -> dict[str, Callable]:
+    """The run's compiled functions. State is donated: the old one is gone when the new one exists."""
+    rows = NamedSharding(device_mesh, PartitionSpec(("data", "fsdp")))
+    whole = NamedSharding(device_mesh, PartitionSpec())
+    dtype = jnp.dtype(config.model.dtype)
+
+    def sampling(group: int, temperature: float, top_k: int, top_p: float, purpose: int):
+        key = jax.random.fold_in(jax.random.key(config.seed), purpose)
+
+        def sample(params, asked):
+            return sampler.generate(
+                nnx.merge(updater.graph, params),
+                asked,
+                key,
+                group=group,
+                max_tokens=config.sampler.max_tokens,
+                temperature=temperature,
+                top_k=top_k,
+                top_p=top_p,
+                end_ids=processor.end_ids,
+                is_banned_V=updater.is_banned_V,
+            )
+
+        return jax.jit(sample, out_shardings=rows)
+
+    settings = config.sampler
+    to_grpo = functools.partial(state.start_stage, optimizer=updater.optimizers["grpo"])
+    return {
+        "sample": sampling(settings.group, settings.temperature, settings.top_k, settings.top_p, SAMPLES),
+        "sample_test": sampling(1, config.eval.temperature, 0, 1.0, EVALUATIONS),
+        "for_sampling": jax.jit(
+            functools.partial(vlm.cast, dtype=dtype),
+            out_shardings=mesh.shardings(abstract.params, device_mesh, mesh.SAMPLE),
+        ),
+        "sft_update": jax.jit(updater.sft, donate_argnums=0, out_shardings=(shardings, whole)),
+        "grpo_update": jax.jit(updater.grpo, donate_argnums=0, out_shardings=(shardings, whole)),
+        "logp": jax.jit(updater.logp, out_shardings=rows),
+        "start_grpo": jax.jit(to_grpo, out_shardings=shardings),
+    }

@@ -1,0 +1,240 @@
+"""Train a policy: warm start on references, then GRPO on its own answers. START HERE (host code; calls array code).
+
+    python -m safer_jax.train --config=configs/tiny.py --workdir=runs/tiny
+    python -m safer_jax.train --config=configs/tiny.py --workdir=runs/low_kl --config.grpo.beta=0.001
+
+The data path is a line: dataset -> prompts -> rollout -> reward -> advantage -> update -> checkpoint. `rl_step` walks it
+once; `train` repeats that with evaluations, checkpoints and metrics. The same command resumes a run that was stopped.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from safer_jax import build, checkpoint, data, evaluate, grpo, mesh, metrics, report, runtime, sampler
+from safer_jax import config as config_lib
+from safer_jax.build import Run
+from safer_jax.shapes import EMPTY, FORCED, Batch, Rollout, TrainState
+
+REFILLS = 3  # further passes that may look for groups whose rewards differ
+
+
+def rl_step(run: Run, now: TrainState, reference: Any) -> tuple[TrainState, dict[str, float]]:
+    """One GRPO step, the data path walked once."""
+    config, clock = run.config, metrics.Clock()
+
+    # 1. Prompts: the next draws of the global order.
+    cursor = int(now.cursor)
+    asked = run.ask("grpo", cursor)
+
+    # 2. Rollout: a group of answers to each, by the sampler's own copy of the weights.
+    weights = run.for_sampling(now.params)
+    rollout = sampler.rollout(run.sample, weights, asked.prompts, config.sampler.prompts_per_pass, run.mesh)
+    clock.lap("sample")
+
+    # 3. Reward: arithmetic on texts and records; where the config says so, dead groups are drawn anew.
+    scored = evaluate.score(rollout, asked.records, run.train.processor, config.reward)
+    cursor += config.grpo.prompts
+    if config.grpo.refill:
+        asked, rollout, scored, cursor = refill(run, weights, asked, rollout, scored, cursor)
+    del weights  # the update needs the room
+    clock.lap("reward")
+
+    # 4. Advantage: of each answer against its group.
+    advantage_PGE, is_valid_PGE, health = advantage(config, rollout, scored)
+
+    # 5. Update: every minibatch of this batch once.
+    batch = mesh.put(grpo_batch(asked, rollout, advantage_PGE, is_valid_PGE), run.mesh)
+    now, updated = run.grpo_update(now._replace(cursor=run.replicate(cursor)), run.with_logps(now, reference, batch))
+    updated = jax.tree.map(float, updated)
+    clock.lap("update")
+
+    if run.is_due(config.log.rollouts_every, int(now.step) - config.sft.steps):
+        run.save_rollouts(int(now.step), "grpo", config.data.train_split, asked.records, scored, advantage_PGE[..., -1])
+    figures = {**evaluate.figures(mesh.gather(scored.terms)), **health, **updated, **clock.seconds()}
+    return now, {**figures, "epoch": cursor / run.orders["grpo"].size}
+
+
+def sft_step(run: Run, now: TrainState, reference: None) -> tuple[TrainState, dict[str, float]]:
+    """One supervised step on reference responses."""
+    clock, cursor = metrics.Clock(), int(now.cursor)
+    asked = run.ask("sft", cursor)
+    batch = sft_batch(run, asked)
+    cursor += run.config.sft.rows
+    tokens = int(mesh.gather(batch.is_trained_PGC.sum((1, 2))).sum())
+    now, updated = run.sft_update(now._replace(cursor=run.replicate(cursor)), mesh.put(batch, run.mesh))
+    updated = jax.tree.map(float, updated)
+    clock.lap("update")
+    figures = {**updated, **clock.seconds()}
+    return now, {**figures, "tokens_per_s": tokens / figures["seconds"], "epoch": cursor / run.orders["sft"].size}
+
+
+def refill(
+    run: Run,
+    weights: Any,
+    asked: data.Asked,
+    rollout: Rollout,
+    scored: evaluate.Scored,
+    cursor: int,
+) -> tuple[data.Asked, Rollout, evaluate.Scored, int]:
+    """Dynamic sampling (DAPO, arXiv 2503.14476): groups whose rewards are all equal teach nothing; take later draws.
+
+    Every process makes the same passes, for sampling is collective, but exchanges only its own rows. The draws that a
+    pass does not need are passed over. After REFILLS passes what is still dead stays.
+    """
+    spread = lambda scored: np.ptp(scored.terms["reward"], axis=1)
+    for _ in range(REFILLS):
+        if (mesh.gather(spread(scored)) > 0).all():
+            break
+        more = run.ask("grpo", cursor)
+        cursor += run.config.grpo.prompts
+        drawn = sampler.rollout(run.sample, weights, more.prompts, run.config.sampler.prompts_per_pass, run.mesh)
+        judged = evaluate.score(drawn, more.records, run.train.processor, run.config.reward)
+        pairs = list(zip(np.flatnonzero(spread(scored) == 0), np.flatnonzero(spread(judged) > 0)))
+        asked = run.train.exchange(asked, more, pairs)
+        for i, j in pairs:
+            for old, new in [*zip(rollout, drawn), *((scored.terms[name], judged.terms[name]) for name in judged.terms)]:
+                old[i] = new[j]
+            scored.responses[i] = judged.responses[j]
+    return asked, rollout, scored, cursor
+
+
+def advantage(
+    config: config_lib.Config, rollout: Rollout, scored: evaluate.Scored
+) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
+    """(advantage_PGE, is_valid_PGE, health of all groups) of this process's rows."""
+    settings, reward_PGE = config.grpo, scored.terms["reward"][..., None]
+    reward_PGE, is_valid_PGE = grpo.overlong(
+        reward_PGE,
+        np.ones(reward_PGE.shape, bool),
+        scored.terms["tokens"][..., None].astype(np.int32),
+        rollout.is_cut_PGE,
+        settings.overlong,
+        config.sampler.max_tokens,
+        settings.overlong_buffer,
+    )
+    advantage_PGE, spread_P = grpo.advantages(
+        reward_PGE, is_valid_PGE, settings.advantage, settings.baseline, settings.std_epsilon
+    )
+    spread_P, std_P = mesh.gather((np.asarray(spread_P), scored.terms["reward"].std(1)))
+    health = {"dead_groups": float((spread_P == 0).mean()), "reward_std": float(std_P.mean())}
+    return np.asarray(advantage_PGE), np.asarray(is_valid_PGE), health
+
+
+def grpo_batch(asked: data.Asked, rollout: Rollout, advantage_PGE: np.ndarray, is_valid_PGE: np.ndarray) -> Batch:
+    """What the update reads; `Run.with_logps` fills the log-probs of old policy and reference where they are used."""
+    per_token = lambda value_PGE: np.take_along_axis(value_PGE, rollout.attempt_PGC.astype(np.int32), axis=-1)
+    zero_PGC = np.zeros(rollout.token_PGC.shape, np.float32)
+    return Batch(
+        prompts=asked.prompts,
+        token_PGC=rollout.token_PGC,
+        is_valid_PGC=rollout.role_PGC != EMPTY,
+        is_trained_PGC=(rollout.role_PGC > FORCED) & per_token(is_valid_PGE),
+        advantage_PGC=per_token(advantage_PGE),
+        sampler_logp_PGC=rollout.logp_PGC,
+        old_logp_PGC=zero_PGC,
+        ref_logp_PGC=zero_PGC,
+    )
+
+
+def sft_batch(run: Run, asked: data.Asked) -> Batch:
+    """One completion a prompt, its reference response. Raises ValueError naming a reference that does not fit."""
+    shape = (len(asked.records), 1, run.config.sampler.max_tokens)
+    token_PGC, is_valid_PGC, zero_PGC = np.zeros(shape, np.int32), np.zeros(shape, bool), np.zeros(shape, np.float32)
+    for row, record in enumerate(asked.records):
+        ids = run.train.processor.encode_completion(record.reference)
+        if len(ids) > shape[-1]:
+            raise ValueError(
+                f"row {record.id!r}: its reference response has {len(ids)} tokens, sampler.max_tokens is {shape[-1]}; "
+                "raise it, for references are never cut"
+            )
+        token_PGC[row, 0, : len(ids)] = ids
+        is_valid_PGC[row, 0, : len(ids)] = True
+    return Batch(asked.prompts, token_PGC, is_valid_PGC, is_valid_PGC, zero_PGC, zero_PGC, zero_PGC, zero_PGC)
+
+
+def train(config: config_lib.Config, folder: pathlib.Path) -> TrainState:
+    """The whole run: evaluate, warm start, evaluate, GRPO, evaluate, report. Resumes where `folder` says it stopped.
+
+    Raises:
+      runtime.Stopped: a signal asked for the end; the state is saved and the same command goes on.
+    """
+    run, now = build.build(config, folder)
+    with jax.set_mesh(run.mesh), run, run.stopper, run.watchdog:
+        if int(now.step) == 0:
+            evaluate_now(run, now, "before")
+        now = stage(run, now, "sft", sft_step, config.sft.steps)
+        if int(now.step) == config.sft.steps:
+            now = run.start_grpo(now)
+        reference = run.reference(now)
+        now = stage(run, now, "grpo", rl_step, config.sft.steps + config.grpo.steps, reference)
+    return now
+
+
+def stage(
+    run: Run,
+    now: TrainState,
+    name: str,
+    step_of: Callable[[Run, TrainState, Any], tuple[TrainState, dict[str, float]]],
+    last: int,
+    reference: Any = None,
+) -> TrainState:
+    """Steps up to number `last`, each logged; evaluations, checkpoints and an orderly stop between them."""
+    config, is_shown = run.config, jax.process_index() == 0
+    progress = metrics.Progress(last, start=int(now.step), title=name, is_shown=is_shown)
+    while int(now.step) < last:
+        compiled = runtime.compiles()
+        now, figures = step_of(run, now, reference)
+        step = int(now.step)
+        figures["compiles"] = runtime.compiles() - compiled
+        if run.is_due(config.log.every, step):
+            run.writer.write(step, name, figures)
+        progress.update(step, figures)
+        run.watchdog.beat()
+        run.check_skipped(now)
+        done = step - config.sft.steps
+        if step == last:
+            evaluate_now(run, now, "warm" if name == "sft" else "after")
+        elif name == "grpo" and run.is_due(config.eval.every, done):
+            evaluate_now(run, now, "during")
+        is_stopping = run.stopper.requested(step)
+        if step == last or is_stopping or run.is_due(config.checkpoint.every, step):
+            run.save(now, name)
+        if is_stopping:
+            raise runtime.Stopped(f"stopped after step {step}; the same command resumes there")
+    return now
+
+
+def evaluate_now(run: Run, now: TrainState, when: str) -> None:
+    """Answer the test rows once, write figures and some answers, and draw the report anew."""
+    step, clock = int(now.step), metrics.Clock()
+    weights = run.for_sampling(now.params)
+    figures, records, scored = evaluate.evaluate(run.sample_test, weights, run.test, run.test_rows, run.config, run.mesh)
+    run.writer.write(step, "eval", {**figures, **clock.seconds(), "when": when})
+    run.save_rollouts(step, "eval", run.config.data.eval_split, records, scored, None)
+    if jax.process_index() == 0:
+        report.write(run.folder)
+
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "What to run, such as configs/tiny.py.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, rollouts, report.html.")
+
+
+def main(_: list[str]) -> None:
+    logging.set_verbosity(logging.WARNING)  # Orbax tells thirty lines a checkpoint
+    config = config_lib.resolve(_CONFIG.value)
+    folder = pathlib.Path(_WORKDIR.value).expanduser().absolute()
+    with runtime.started():
+        train(config, folder)
+    print(f"report: {folder / 'report.html'}")
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(main)
