@@ -42,6 +42,7 @@ def generate(
       is_banned_V: ids that are never sampled; they leave the normaliser of `logp` too.
     """
     prompts_count, limit = prompts.token_PS.shape[0], max_tokens
+    is_banned_V = jnp.asarray(is_banned_V)
     end = np.asarray(end_ids, np.int32)
     key_PG = row_keys(key, prompts.draw_P, group)
     choose = lambda hidden_PGD, slot: draw_token(

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from safer_jax.mesh import constrain
 from safer_jax.model.attention import group_attention, rotate, self_attention
-from safer_jax.model.parts import Init, rms_norm, scan_layers
+from safer_jax.model.parts import Init, linear, rms_norm, scan_layers
 from safer_jax.model.variants import TextConfig
 
 
@@ -51,14 +51,15 @@ class Layer(nnx.Module):
     def __call__(self, x: Float[Array, "P L D"], angle: Float[Array, "P L half"], attend, eps: float):
         """One block. `attend(q_PLNH, k_PLKH, v_PLKH) -> (mixed_PLNH, kept)` sees the rotated queries and keys."""
         normed = rms_norm(x, self.norm1[...], eps)
-        q = jnp.einsum("pld,dnh->plnh", normed, self.q[...]) + self.q_bias[...]
-        k = jnp.einsum("pld,dkh->plkh", normed, self.k[...]) + self.k_bias[...]
-        v = jnp.einsum("pld,dkh->plkh", normed, self.v[...]) + self.v_bias[...]
+        q = linear(normed, self.q[...]) + self.q_bias[...]
+        k = linear(normed, self.k[...]) + self.k_bias[...]
+        v = linear(normed, self.v[...]) + self.v_bias[...]
         mixed, kept = attend(rotate(q, angle), rotate(k, angle), v)
-        x = x + jnp.einsum("plnh,nhd->pld", constrain(mixed, "prompt", None, "heads", None), self.o[...])
+        mixed = constrain(mixed, "prompt", None, "heads", None).reshape(*x.shape[:2], -1)
+        x = x + linear(mixed, self.o[...].reshape(-1, x.shape[-1]))
         normed = rms_norm(x, self.norm2[...], eps)
-        hidden = jax.nn.silu(normed @ self.gate[...]) * (normed @ self.up[...])
-        x = x + constrain(hidden, "prompt", None, "ffn") @ self.down[...]
+        hidden = jax.nn.silu(linear(normed, self.gate[...])) * linear(normed, self.up[...])
+        x = x + linear(constrain(hidden, "prompt", None, "ffn"), self.down[...])
         return constrain(x, "prompt", None, None), kept
 
 

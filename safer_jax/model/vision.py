@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from safer_jax import images
 from safer_jax.mesh import constrain
 from safer_jax.model.attention import rotate, self_attention
-from safer_jax.model.parts import Init, rms_norm, scan_layers
+from safer_jax.model.parts import Init, linear, rms_norm, scan_layers
 from safer_jax.model.variants import VisionConfig
 
 NORM_EPS = 1e-6  # fixed in the published code, not a field of its config
@@ -42,7 +42,7 @@ class Layer(nnx.Module):
         window_slots: int,
     ) -> Float[Array, "P X W"]:
         normed = rms_norm(x, self.norm1[...], NORM_EPS)
-        qkv = jnp.einsum("pxw,wcnh->pxcnh", normed, self.qkv[...]) + self.qkv_bias[...]
+        qkv = linear(normed, self.qkv[...]) + self.qkv_bias[...]
         q, k, v = (qkv[:, :, part] for part in range(3))
         q, k = rotate(q, angle), rotate(k, angle)
 
@@ -55,10 +55,13 @@ class Layer(nnx.Module):
             return self_attention(split(q), split(k), split(v), split(segment > 0)[:, None, :]).reshape(q.shape)
 
         mixed = jax.lax.cond(is_full, whole_image, window, None)
-        x = x + jnp.einsum("pxnh,nhw->pxw", mixed, self.out[...]) + self.out_bias[...]
+        x = x + linear(mixed.reshape(x.shape), self.out[...].reshape(x.shape[-1], -1)) + self.out_bias[...]
         normed = rms_norm(x, self.norm2[...], NORM_EPS)
-        hidden = jax.nn.silu(normed @ self.gate[...] + self.gate_bias[...]) * (normed @ self.up[...] + self.up_bias[...])
-        return constrain(x + hidden @ self.down[...] + self.down_bias[...], "prompt", None, None)
+        gate, up = (
+            linear(normed, self.gate[...]) + self.gate_bias[...],
+            linear(normed, self.up[...]) + self.up_bias[...],
+        )
+        return constrain(x + linear(jax.nn.silu(gate) * up, self.down[...]) + self.down_bias[...], "prompt", None, None)
 
 
 class Merger(nnx.Module):
@@ -76,8 +79,8 @@ class Merger(nnx.Module):
         prompts, _, width = x.shape
         normed = rms_norm(x, self.norm[...], NORM_EPS)
         packed = normed.reshape(prompts, -1, self.fc1.shape[0])
-        hidden = jax.nn.gelu(packed @ self.fc1[...] + self.fc1_bias[...], approximate=False)
-        return hidden @ self.fc2[...] + self.fc2_bias[...]
+        hidden = jax.nn.gelu(linear(packed, self.fc1[...]) + self.fc1_bias[...], approximate=False)
+        return linear(hidden, self.fc2[...]) + self.fc2_bias[...]
 
 
 class Vision(nnx.Module):
@@ -93,7 +96,7 @@ class Vision(nnx.Module):
 
     def __call__(
         self,
-        pixel: Int[Array, "P X I"],
+        pixel: UInt8[Array, "P X I"],
         position: Int[Array, "P X 2"],
         segment: Int[Array, "P X"],
         *,
@@ -102,7 +105,8 @@ class Vision(nnx.Module):
         """Merged tokens in slot order, Y = X / merge^2. Shapes as in shapes.Prompts; X is a multiple of a window."""
         config = self.config
         both_frames = self.patch_embed[...].sum(1).reshape(-1, config.width)
-        x = images.normalise(pixel).astype(both_frames.dtype) @ both_frames
+        x = images.normalise(pixel).astype(both_frames.dtype)
+        x = linear(x, both_frames)
         angle = rotary_angle(position, config.head_size)
         is_full_Z = np.isin(np.arange(config.depth), config.full_blocks)
 

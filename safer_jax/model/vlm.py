@@ -30,7 +30,7 @@ class Vlm(nnx.Module):
 
     def embed_prompts(self, prompts: Prompts, *, remat: bool = False) -> Float[Array, "P S D"]:
         """Token embeddings with the images' merged tokens in place of their placeholders."""
-        x = self.text.embed[...][prompts.token_PS]
+        x = self.text.lookup(prompts.token_PS)
         if prompts.pixel_PXI.shape[1] == 0:
             return x
         merged_PYD = self.vision(prompts.pixel_PXI, prompts.patch_position_PX2, prompts.segment_PX, remat=remat)
@@ -53,7 +53,7 @@ class Vlm(nnx.Module):
         slot: Int[Array, ""],
     ) -> tuple[Float[Array, "P G T D"], OwnCache]:
         """Feed T more tokens of every rollout; see text.Text.extend."""
-        return self.text.extend(self.text.embed[...][token], position, is_token, prompt, own, slot)
+        return self.text.extend(self.text.lookup(token), position, is_token, prompt, own, slot)
 
     def __call__(
         self,
@@ -76,7 +76,7 @@ class Vlm(nnx.Module):
             x_prompt,
             prompts.position_P3S,
             prompts.is_prompt_PS,
-            self.text.embed[...][token],
+            self.text.lookup(token),
             position,
             is_valid,
             remat=remat,
