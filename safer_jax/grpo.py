@@ -69,12 +69,11 @@ def advantages(
     """
     is_counted = counted(is_valid_PGE, baseline)
     count = jnp.maximum(is_counted.sum((1, 2), keepdims=True), 1)
-    reward = jnp.where(is_counted, reward_PGE, 0.0)
     high = jnp.where(is_counted, reward_PGE, -jnp.inf).max((1, 2))
     low = jnp.where(is_counted, reward_PGE, jnp.inf).min((1, 2))
     spread_P = jnp.maximum(high - low, 0.0)  # without any attempt -inf - inf, which is no spread either
     trains = is_counted & (spread_P > 0)[:, None, None]
-    return jnp.where(trains, ADVANTAGES[kind](reward, is_counted, count, std_epsilon), 0.0), spread_P
+    return jnp.where(trains, ADVANTAGES[kind](reward_PGE, is_counted, count, std_epsilon), 0.0), spread_P
 
 
 def _keep(reward, is_valid, length, is_cut, max_tokens, buffer):
@@ -162,6 +161,11 @@ def _token_logp(temperature, x, head, target, is_trained, is_banned):
     return _token_logp_forward(temperature, x, head, target, is_trained, is_banned)[0]
 
 
+def _weights(head, dtype):
+    # Gathered once before the scan; cut over `width` it would make every product a sum over devices.
+    return mesh.constrain(head.astype(dtype), "vocab", None)
+
+
 def _logits(temperature, x, head, is_banned):
     logits = jnp.einsum("ptd,vd->ptv", x, head, preferred_element_type=jnp.float32)
     return jnp.where(is_banned, -jnp.inf, logits / temperature)
@@ -173,7 +177,7 @@ def _is_target(target, vocabulary):
 
 
 def _token_logp_forward(temperature, x, head, target, is_trained, is_banned):
-    weights = mesh.constrain(head.astype(x.dtype), "vocab", None)
+    weights = _weights(head, x.dtype)
 
     def one(_, part):
         x, target, is_trained = part
@@ -194,7 +198,7 @@ def _token_logp_forward(temperature, x, head, target, is_trained, is_banned):
 
 def _token_logp_backward(temperature, saved, cotangents):
     x, head, target, is_trained, is_banned, log_total = saved
-    weights = mesh.constrain(head.astype(x.dtype), "vocab", None)
+    weights = _weights(head, x.dtype)
     # One sum for each device that the rows are cut over, added up after the scan: a single sum would be reduced over the
     # devices at every step.
     ways = mesh.ways(x.shape[1])

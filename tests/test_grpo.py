@@ -252,6 +252,15 @@ def test_objective_is_the_plain_loop(ratio, aggregation):
         np.testing.assert_allclose(ours(inputs, settings)[0], expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("ratio", grpo.RATIOS)
+def test_on_policy_gradient_is_the_policy_gradient(ratio):
+    inputs = arrays(7)
+    inputs[1] = inputs[0]
+    inputs[4] = np.random.RandomState(0).randn(6, LENGTH).astype(np.float32)  # attempts of one row differ
+    _, gradient, _ = ours(inputs, dataclasses.replace(PLAIN, ratio=ratio))
+    close(gradient, np.where(inputs[5], -inputs[4] / inputs[5].sum(), 0.0))
+
+
 CHANGES = {
     "aggregation": "sequence_mean",
     "ratio": "sequence",
