@@ -1,6 +1,7 @@
 """A process's life: start-up, orderly stops, no silent hangs, exit codes, the count of compilations (host code)."""
 
 import contextlib
+import ctypes
 import enum
 import faulthandler
 import os
@@ -19,6 +20,7 @@ from jax.experimental import multihost_utils
 
 DISTRIBUTED = "SAFER_JAX_DISTRIBUTED"  # environment: 1 = join the other hosts
 WATCHDOG = "SAFER_JAX_WATCHDOG"  # environment: seconds without a step before a process counts as stuck; 0 = off
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # names in glibc's malloc.h
 _COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 
 
@@ -176,8 +178,19 @@ def start(is_distributed: bool | None = None) -> str:
         except (RuntimeError, ValueError) as error:
             raise RuntimeError(f"{DISTRIBUTED} = 1, but the other hosts cannot be joined: {error}") from error
         install_excepthook()
+    keep_memory()
     _compilations.listen()
     return describe()
+
+
+def keep_memory() -> None:
+    """Tells glibc to keep what is freed, on CPUs only: else every buffer of a step comes back as fresh zeroed pages,
+    which costs a small policy a third of its time."""
+    libc = ctypes.CDLL(None)
+    if jax.default_backend() != "cpu" or not hasattr(libc, "mallopt"):
+        return
+    for name, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 2**28)):
+        libc.mallopt(name, value)
 
 
 def describe() -> str:

@@ -39,7 +39,7 @@ def rms_norm(x: Float[Array, "*batch D"], weight: Float[Array, "D"], eps: float)
     return wide.astype(x.dtype) * weight
 
 
-def linear(x: Float[Array, "*batch D"], weight: Float[Array, "D *out"]) -> Float[Array, "*batch *out"]:
+def linear(x: Float[Array, "*batch D"], weight: Float[Array, "D *out"]) -> Float[Array, "..."]:
     """x @ weight as one product of all tokens: the gradient of a batched product copies its inputs transposed on CPUs
     (1.8 times slower there), and elsewhere it is the same program."""
     flat = x.reshape(-1, x.shape[-1]) @ weight.reshape(x.shape[-1], -1)
