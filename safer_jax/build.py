@@ -155,7 +155,12 @@ def build(config: config_lib.Config, folder: pathlib.Path) -> tuple[Run, TrainSt
         stopper=runtime.Stopper(),
         watchdog=runtime.watchdog(),
         writer=metrics.Writer(
-            folder, int(now.step) if is_resumed else -1, is_writer=jax.process_index() == 0
+            folder,
+            int(now.step) if is_resumed else -1,
+            config.log.tensorboard,
+            config.log.wandb,
+            config_lib.flatten(config),
+            is_writer=jax.process_index() == 0,
         ),
         prefetch=data.Prefetch(functools.partial(_ask, config, train, orders)),
     )
