@@ -94,6 +94,15 @@ def _rows(terms: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: term[terms["is_row"][:, 0]] for name, term in terms.items() if name != "is_row"}
 
 
+def save_terms(folder: pathlib.Path, step: int, records: Sequence[Record], scored: Scored) -> None:
+    """Every row's terms, to evaluations/{step}.{process}.jsonl: what a paired comparison of two policies needs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / f"{step:06d}.{jax.process_index()}.jsonl", "w", encoding="utf-8") as file:
+        for p, record in enumerate(records):
+            terms = {name: round(float(value[p, 0]), 6) for name, value in scored.terms.items()}
+            file.write(json.dumps({"id": record.id, **terms}) + "\n")
+
+
 def save_rollouts(
     folder: pathlib.Path,
     step: int,

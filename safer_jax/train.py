@@ -217,6 +217,7 @@ def evaluate_now(run: Run, now: TrainState, when: str) -> None:
     weights = run.for_sampling(now.params)
     figures, records, scored = evaluate.evaluate(run.sample_test, weights, run.test, run.test_rows, run.config, run.mesh)
     run.writer.write(step, "eval", {**figures, **clock.seconds(), "when": when})
+    evaluate.save_terms(run.folder / "evaluations", step, records, scored)
     run.save_rollouts(step, "eval", run.config.data.eval_split, records, scored, None)
     if jax.process_index() == 0:
         report.write(run.folder)
