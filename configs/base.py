@@ -18,7 +18,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
     model.path = ""  # folder written by tools/convert.py from-hf; empty = random weights
     model.dtype = "float32"  # of the computation: float32 | bfloat16
     model.remat = "layer"  # layer | none
-    model.attention = "auto"  # auto | xla | cudnn | splash
 
     config.mesh = mesh = ConfigDict()
     mesh.data = -1  # devices holding copies; -1 = the devices that the other axes leave
@@ -120,7 +119,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
 def smoke(config: ConfigDict) -> ConfigDict:
     """The same code path on a CPU: a tiny policy with random weights, tiny shapes, two GRPO steps."""
-    config.model.update({"variant": "tiny", "path": "", "dtype": "float32", "attention": "auto"})
+    config.model.update({"variant": "tiny", "path": "", "dtype": "float32"})
     config.mesh.update({"data": -1, "fsdp": 1, "tensor": 1})
     config.data.eval_rows = 4
     config.prompt.update({"buckets": (2048,), "patch_buckets": (256,), "max_pixels": 25_088})

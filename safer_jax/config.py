@@ -61,14 +61,12 @@ class Model:
     path: folder written by `tools/convert.py from-hf`; empty = random weights
     dtype: float32 | bfloat16, of the computation; the master weights are float32
     remat: layer | none, recompute each layer in the backward pass or keep its activations
-    attention: auto | xla | cudnn | splash, which attention kernel; auto = the best one for the device
     """
 
     variant: Literal["tiny", "3b", "7b", "32b", "72b"]
     path: str
     dtype: Literal["float32", "bfloat16"]
     remat: Literal["layer", "none"]
-    attention: Literal["auto", "xla", "cudnn", "splash"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,161 @@
+"""Runs the arms of a question and compares them row by row: commands, table, plot (host code).
+
+An experiment file states a question, a claim that can fail, arms as overrides of a config of record, and seeds:
+
+    python experiments/grpo.py --launch          # print the commands
+    python experiments/grpo.py --launch --run    # run them, one after the other; finished runs are left alone
+    python experiments/grpo.py --report          # table (Markdown) and plot (PNG) from the runs' files
+"""
+
+import argparse
+import json
+import pathlib
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+REPEATS = 10_000  # of the bootstrap
+
+
+class Arm(NamedTuple):
+    """One way to do it: a config of record with overrides, and which evaluation of that run counts."""
+
+    name: str
+    overrides: dict[str, object]
+    when: str = "after"  # which evaluation: before | warm | after
+    run: str = ""  # the arm whose run this one reads, when it needs none of its own
+
+
+class Experiment(NamedTuple):
+    """A question to the code. Every arm is run with every seed, and `compare` names pairs (better, worse) to test."""
+
+    question: str
+    claim: str
+    config: str
+    arms: Sequence[Arm]
+    compare: Sequence[tuple[str, str]]
+    seeds: Sequence[int]
+    metric: str
+    also: Sequence[str]  # further columns of the table
+
+
+class Interval(NamedTuple):
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
+
+
+def main(experiment: Experiment) -> None:
+    name = pathlib.Path(sys.argv[0]).stem
+    parser = argparse.ArgumentParser(
+        description=f"{experiment.question} {experiment.claim}",
+        epilog=__doc__.split("\n\n", 1)[1],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--launch", action="store_true", help="print the command of every run")
+    parser.add_argument("--run", action="store_true", help="with --launch: run what is not finished yet")
+    parser.add_argument("--report", action="store_true", help="print the table and draw the plot")
+    parser.add_argument("--folder", type=pathlib.Path, default=pathlib.Path("runs") / name, help="where the runs are")
+    args = parser.parse_args()
+    if not (args.launch or args.report):
+        parser.error("say --launch or --report")
+    if args.launch:
+        launch(experiment, args.folder, args.run)
+    if args.report:
+        print(table(experiment, args.folder))
+        target = pathlib.Path(__file__).parent / "plots" / f"{name}.png"
+        plot(experiment, args.folder, target)
+        print(f"\nplot: {target}")
+
+
+def launch(experiment: Experiment, folder: pathlib.Path, is_run: bool) -> None:
+    """Print every command; with `is_run` run those whose last evaluation is missing (train resumes the others)."""
+    for seed in experiment.seeds:
+        for arm in experiment.arms:
+            if arm.run:
+                continue
+            target = folder / f"{arm.name}-{seed}"
+            settings = [f"--config.{field}={value}" for field, value in {"seed": seed, **arm.overrides}.items()]
+            command = ["-m", "safer_jax.train", f"--config={experiment.config}", f"--workdir={target}", *settings]
+            print("python " + shlex.join(command), flush=True)
+            if is_run and not any(line.get("when") == arm.when for line in evaluations(target)):
+                subprocess.run([sys.executable, *command], check=True)
+
+
+def evaluations(run: pathlib.Path) -> list[dict]:
+    """The evaluation lines of a run's metrics, oldest first; none where the run does not exist yet."""
+    path = run / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [line for line in lines if line["stage"] == "eval"]
+
+
+def rows(experiment: Experiment, folder: pathlib.Path, arm: Arm, seed: int) -> dict[str, dict[str, float]]:
+    """Every test row's terms at the arm's evaluation, by row id. Raises SystemExit naming a run that is not there."""
+    run = folder / f"{arm.run or arm.name}-{seed}"
+    steps = [line["step"] for line in evaluations(run) if line.get("when") == arm.when]
+    if not steps:
+        raise SystemExit(f"{run}: no evaluation {arm.when!r} in metrics.jsonl; run this file with --launch --run first")
+    files = sorted((run / "evaluations").glob(f"{steps[-1]:06d}.*.jsonl"))
+    return {row["id"]: row for file in files for row in map(json.loads, file.read_text().splitlines())}
+
+
+def values(experiment: Experiment, folder: pathlib.Path, arm: Arm, metric: str) -> np.ndarray:
+    """[seeds, rows] of one term; rows in the order of their ids, the same for every arm and seed."""
+    tables = [rows(experiment, folder, arm, seed) for seed in experiment.seeds]
+    names = sorted(tables[0])
+    return np.array([[one[name][metric] for name in names] for one in tables])
+
+
+def paired(difference: np.ndarray, seed: int = 0) -> Interval:
+    """Mean of [seeds, rows] paired differences with a 95% interval; seeds and rows are both drawn again (bootstrap)."""
+    rng, (seeds, count) = np.random.default_rng(seed), difference.shape
+    chosen_seeds = rng.integers(0, seeds, (REPEATS, seeds))
+    weights = rng.multinomial(count, np.full(count, 1 / count), REPEATS) / count
+    means = np.einsum("bsr,br->b", difference[chosen_seeds], weights, optimize=True) / seeds
+    return Interval(float(difference.mean()), *np.quantile(means, [0.025, 0.975]).tolist())
+
+
+def table(experiment: Experiment, folder: pathlib.Path) -> str:
+    """Markdown: the arms' means over seeds and rows with the spread over seeds, then the comparisons."""
+    columns = [experiment.metric, *experiment.also]
+    lines = [f"| arm | {' | '.join(columns)} |", "| --- |" + " --- |" * len(columns)]
+    by_name = {arm.name: arm for arm in experiment.arms}
+    for arm in experiment.arms:
+        cells = []
+        for column in columns:
+            of_seed = values(experiment, folder, arm, column).mean(1)
+            cells.append(f"{of_seed.mean():.3f} (seeds {', '.join(f'{value:.3f}' for value in of_seed)})")
+        lines.append(f"| {arm.name} | {' | '.join(cells)} |")
+    lines += ["", f"| difference | {' | '.join(columns)} |", "| --- |" + " --- |" * len(columns)]
+    for better, worse in experiment.compare:
+        cells = [
+            str(paired(values(experiment, folder, by_name[better], c) - values(experiment, folder, by_name[worse], c)))
+            for c in columns
+        ]
+        lines.append(f"| {better} - {worse} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def plot(experiment: Experiment, folder: pathlib.Path, target: pathlib.Path) -> None:
+    """The metric at every evaluation, one thin line a seed and a thick one for their mean; needs matplotlib."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    for number, arm in enumerate(arm for arm in experiment.arms if not arm.run):
+        lines = [evaluations(folder / f"{arm.name}-{seed}") for seed in experiment.seeds]
+        steps = [line["step"] for line in lines[0]]
+        scores = np.array([[line[experiment.metric] for line in of_seed] for of_seed in lines])
+        axes.plot(steps, scores.T, color=f"C{number}", linewidth=0.7, alpha=0.4)
+        axes.plot(steps, scores.mean(0), color=f"C{number}", linewidth=2, marker="o", markersize=3, label=arm.name)
+    axes.set(xlabel="step", ylabel=f"test {experiment.metric}", title=experiment.question)
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False)
+    target.parent.mkdir(exist_ok=True)
+    figure.savefig(target, dpi=120)
