@@ -187,7 +187,7 @@ def make_processor(
 ) -> prompts.Processor:
     """The processor of a run: its tokenizer, its limits, the texts that its config names."""
     settings, vision = config.prompt, model_config.vision
-    config_lib.check_images(config, vision.patch, vision.merge)
+    config_lib.check_images(config, vision.patch, vision.merge, vision.window_slots)
     return prompts.Processor(
         prompts.load_tokenizer(str(assets)),
         images.Limits(settings.min_pixels, settings.max_pixels, settings.max_image_bytes, settings.max_source_pixels),

@@ -374,8 +374,9 @@ def differences(old: Config, new: Config) -> list[str]:
     return [f"{name}: {olds[name]!r} -> {news[name]!r}" for name in news if olds[name] != news[name]]
 
 
-def check_images(config: Config, patch: int, merge: int) -> None:
-    """Refuses image limits that no bucket can hold, for a model with these patch and merge sizes (pixels, patches).
+def check_images(config: Config, patch: int, merge: int, window_slots: int) -> None:
+    """Refuses image limits that no bucket can hold, for a model with these patch and merge sizes (pixels, patches) and
+    this many patch slots in a window.
 
     Raises:
       ConfigError: an image of prompt.max_pixels needs more patches or tokens than the largest bucket has.
@@ -384,6 +385,12 @@ def check_images(config: Config, patch: int, merge: int) -> None:
     if prompt.max_pixels < (patch * merge) ** 2:
         problems.append(
             f"prompt.max_pixels = {prompt.max_pixels}: less than one image token; raise it to {(patch * merge) ** 2}"
+        )
+    uneven = [slots for slots in prompt.patch_buckets if slots % window_slots]
+    if uneven:
+        problems.append(
+            f"prompt.patch_buckets = {prompt.patch_buckets!r}: {uneven[0]} is no multiple of the {window_slots} patch slots "
+            f"of a window; write {tuple(-(-slots // window_slots) * window_slots for slots in prompt.patch_buckets)!r}"
         )
     patches = prompt.max_pixels // (patch * patch)
     if patches > prompt.patch_buckets[-1]:
@@ -523,6 +530,13 @@ def _size_conflicts(config: Config) -> Iterator[str]:
     elif grpo.prompts // grpo.minibatches % grpo.micro_prompts:
         size = grpo.prompts // grpo.minibatches
         yield _divides("grpo.micro_prompts", grpo.micro_prompts, "grpo.prompts / grpo.minibatches", size)
+    if config.sft.rows > grpo.micro_prompts and config.sft.rows % grpo.micro_prompts:
+        yield (
+            f"sft.rows = {config.sft.rows}: is no multiple of grpo.micro_prompts = {grpo.micro_prompts}, the prompts whose "
+            f"gradient is computed at once; the nearest is {round(config.sft.rows / grpo.micro_prompts) * grpo.micro_prompts}"
+        )
+    if grpo.logp_chunk < grpo.micro_prompts:
+        yield f"grpo.logp_chunk = {grpo.logp_chunk}: is below grpo.micro_prompts = {grpo.micro_prompts}; raise it to that"
     if grpo.micro_group and sampler.group % grpo.micro_group:
         yield _divides("grpo.micro_group", grpo.micro_group, "sampler.group", sampler.group)
     if sampler.prompts_per_pass and grpo.prompts % sampler.prompts_per_pass:

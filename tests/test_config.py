@@ -240,13 +240,26 @@ def test_differences():
 def test_images_that_no_bucket_holds():
     run = config.resolve(settings(prompt__patch_buckets=(1024,), prompt__buckets=(1280,)))
     with pytest.raises(config.ConfigError) as error:
-        config.check_images(run, patch=14, merge=2)
+        config.check_images(run, patch=14, merge=2, window_slots=64)
     patches, tokens = str(error.value).splitlines()
     assert "5120 patches" in patches and "holds 1024" in patches and "lower max_pixels to 200704" in patches
     assert "1280 tokens" in tokens and "holds 1280" in tokens
-    config.check_images(config.resolve(settings()), patch=14, merge=2)
+    config.check_images(config.resolve(settings()), patch=14, merge=2, window_slots=64)
     with pytest.raises(config.ConfigError, match="raise it to 784"):
-        config.check_images(config.resolve(settings(prompt__max_pixels=700, prompt__min_pixels=1)), patch=14, merge=2)
+        config.check_images(config.resolve(settings(prompt__max_pixels=700, prompt__min_pixels=1)), patch=14, merge=2, window_slots=64)
+
+
+def test_patch_buckets_hold_whole_windows():
+    with pytest.raises(config.ConfigError, match=r"1000 is no multiple of the 64 .* write \(1024, 2048\)"):
+        run = config.resolve(settings(prompt__patch_buckets=(1000, 2048), prompt__max_pixels=100_352))
+        config.check_images(run, patch=14, merge=2, window_slots=64)
+
+
+def test_rows_that_do_not_divide_into_micro_batches_are_refused():
+    with pytest.raises(config.ConfigError, match="sft.rows = 20: is no multiple of grpo.micro_prompts = 8"):
+        config.resolve(settings(sft__rows=20))
+    with pytest.raises(config.ConfigError, match="grpo.logp_chunk = 4: is below grpo.micro_prompts = 8"):
+        config.resolve(settings(grpo__logp_chunk=4))
 
 
 def test_sections_are_frozen():
