@@ -335,15 +335,15 @@ def loss(
 
     figures = {
         "ratio": ratio,
-        "clipped_low": (ratio < 1 - settings.clip_low) & (advantage < 0),
-        "clipped_high": (ratio > 1 + settings.clip_high) & (advantage > 0),
-        "clipped_dual": is_dual,
+        "clip_low": (ratio < 1 - settings.clip_low) & (advantage < 0),
+        "clip_high": (ratio > 1 + settings.clip_high) & (advantage > 0),
+        "clip_dual": is_dual,
         "kl": _k3(logp, ref_logp),  # always k3, so that runs compare
         "entropy": entropy_PGC,
-        "sampler_gap": jnp.abs(gap),
+        "gap_mean": jnp.abs(gap),
     }
     metrics = {f"{name}_sum": constant(figure).sum() for name, figure in figures.items()}
-    metrics |= {f"{name}_max": constant(figures[name]).max() for name in ("ratio", "sampler_gap")}
+    metrics |= {f"{name}_max": constant(figure).max() for name, figure in (("ratio", ratio), ("gap", jnp.abs(gap)))}
     return scalar, {"loss": scalar, "tokens": is_trained_PGC.sum(dtype=jnp.float32), **metrics}
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from safer_jax import config as config_lib
 from safer_jax import mesh as mesh_lib
@@ -21,14 +21,23 @@ def optimizer(
 
     A frozen vision tower has no moments and never decays.
     """
-    # With optax's linear_schedule the first update would have rate 0.
-    rate = lambda count: lr * jnp.minimum(1.0, (count + 1) / max(1, warmup_steps))
-    adamw = optax.adamw(rate, settings.b1, settings.b2, settings.eps, weight_decay=weight_decay, mask=_is_decayed)
+    adamw = optax.adamw(warmup(lr, warmup_steps), settings.b1, settings.b2, settings.eps, weight_decay=weight_decay, mask=_is_decayed)
     if not settings.train_vision:
         is_vision = lambda params: _by_path(params, lambda path: path[0] == "vision")
         is_other = lambda params: _by_path(params, lambda path: path[0] != "vision")
         adamw = optax.chain(optax.masked(adamw, is_other), optax.masked(optax.set_to_zero(), is_vision))
     return optax.chain(optax.clip_by_global_norm(settings.clip_norm), adamw)
+
+
+def warmup(lr: float, warmup_steps: int) -> optax.Schedule:
+    """Learning rate of update number `count`, from 0. With optax's linear_schedule the first would have rate 0."""
+    return lambda count: lr * jnp.minimum(1.0, (count + 1) / max(1, warmup_steps))
+
+
+def updates(opt_state: Any) -> Int[Array, ""]:
+    """Updates that an optimizer has applied: what its schedule counts."""
+    is_schedule = lambda path, _: getattr(path[-1], "tuple_name", "") == optax.ScaleByScheduleState.__name__
+    return optax.tree.get(opt_state, "count", filtering=is_schedule)
 
 
 def create(params: nnx.State, optimizer: optax.GradientTransformation) -> TrainState:

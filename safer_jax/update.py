@@ -42,8 +42,9 @@ class Updater:
             rows = _prompts_of(batch, part, parts)
             weight = grpo.token_weights(rows.is_trained_PGC, settings.aggregation, self.config.sampler.max_tokens)
             gradient, loss, metrics = self._gradient(self._grpo_loss, state.params, (rows, weight))
+            rate = _rate(self.config.optimizer, state)
             state, applied = state_lib.apply_gradient(state, gradient, loss, self.optimizers["grpo"])
-            return state, {**metrics, **applied}
+            return state, {**metrics, **applied, "lr": rate}
 
         state, metrics = jax.lax.scan(minibatch, state, jnp.arange(parts))
         metrics = grpo.reduce_metrics(metrics)
@@ -53,8 +54,9 @@ class Updater:
         """One supervised step on the completions in `batch` (G = 1): the mean negative log-prob of their tokens."""
         weight = grpo.token_weights(batch.is_trained_PGC, "token_mean", batch.token_PGC.shape[-1])
         gradient, loss, _ = self._gradient(self._sft_loss, state.params, (batch, weight))
+        rate = _rate(self.config.sft, state)
         state, applied = state_lib.apply_gradient(state, gradient, loss, self.optimizers["sft"])
-        return state._replace(step=state.step + 1), {"loss": loss, **applied}
+        return state._replace(step=state.step + 1), {"loss": loss, **applied, "lr": rate}
 
     def logp(self, params: nnx.State, batch: Batch) -> Float[Array, "P G C"]:
         """Log-probs of a batch's tokens under any parameters, micro-batch by micro-batch, without gradients."""
@@ -131,6 +133,11 @@ class Updater:
         zero = (jax.tree.map(jnp.zeros_like, params), jnp.float32(0))
         (gradient, loss), metrics = jax.lax.scan(micro, zero, jnp.arange(prompt_parts * group_parts))
         return gradient, loss, grpo.add_metrics(metrics)
+
+
+def _rate(settings: config_lib.Sft | config_lib.Optimizer, state: TrainState) -> jax.Array:
+    """The learning rate of the next update."""
+    return state_lib.warmup(settings.lr, settings.warmup_steps)(state_lib.updates(state.opt_state))
 
 
 def _prompts_of(tree: Any, part: jax.Array, parts: int) -> Any:
