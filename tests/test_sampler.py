@@ -18,7 +18,7 @@ from safer_jax.shapes import ANSWER, EMPTY
 GROUP, LIMIT = 4, 12
 VOCAB = 1300  # three blocks of the two-stage search, the last one not full
 END_IDS = (11, 700, 1299)
-BANNED = np.isin(np.arange(VOCAB), [0, 1, 3, 4, 6, 7, 20, 600, 1298])
+BANNED = np.isin(np.arange(VOCAB), [hf.PAD, hf.IMAGE, VOCAB - 2]) | (np.arange(VOCAB) % 7 == 3)
 TEMPERATURE = 0.7
 
 CONFIG = variants.ModelConfig(
