@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import os
 import pathlib
 import shutil
 from collections.abc import Callable, Sequence
@@ -129,7 +130,9 @@ def build(config: config_lib.Config, folder: pathlib.Path) -> tuple[Run, TrainSt
     if config.model.dtype == "float32":  # TPUs and GPUs would multiply float32 in fewer bits
         jax.config.update("jax_default_matmul_precision", "highest")
     device_mesh = mesh.make(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    _claim(config, folder)
+    _check_batches(config, device_mesh)
+    is_resumed = checkpoint.latest(folder / "checkpoints") is not None
+    _claim(config, folder, is_resumed)
     model_config = prepare_assets(config, folder / "assets")
     processor = make_processor(config, folder / "assets", model_config)
     train, test, orders = _feeds(config, processor)
@@ -139,9 +142,10 @@ def build(config: config_lib.Config, folder: pathlib.Path) -> tuple[Run, TrainSt
     abstract = jax.eval_shape(make, jax.random.key(0))
     shardings = state.shardings(abstract, device_mesh)
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
-    is_resumed = checkpoint.latest(folder / "checkpoints") is not None
     with jax.set_mesh(device_mesh):
         now = _first_state(config, folder, abstract, shardings, make, updater)
+    if jax.process_index() == 0:
+        evaluate.rewind(folder / "rollouts", int(now.step) if is_resumed else -1)
     run = Run(
         config=config,
         folder=folder,
@@ -168,18 +172,44 @@ def build(config: config_lib.Config, folder: pathlib.Path) -> tuple[Run, TrainSt
 
 
 def prepare_assets(config: config_lib.Config, folder: pathlib.Path) -> variants.ModelConfig:
-    """Put the files that stand beside the weights into the run, so that an export of it is complete."""
-    if jax.process_index() == 0 and not (folder / "config.json").exists():
+    """Put the files that stand beside the weights into the run, so that an export of it is complete.
+
+    Raises ConfigError where model.path holds no converted model, or one of another variant.
+    """
+    source = pathlib.Path(config.model.path).expanduser() / "assets"
+    if config.model.path and not folder.exists():
+        _check_source(config, source)
+    if jax.process_index() == 0 and not folder.exists():
+        partial = folder.with_name("assets.partial")  # a kill leaves nothing half done under the final name
+        shutil.rmtree(partial, ignore_errors=True)
         if config.model.path:
-            shutil.copytree(pathlib.Path(config.model.path).expanduser() / "assets", folder, dirs_exist_ok=True)
+            shutil.copytree(source, partial)
         else:
-            demo.assets(folder, config.data.root)
-            tokenizer = prompts.load_tokenizer(str(folder))
+            demo.assets(partial, config.data.root)
+            tokenizer = prompts.load_tokenizer(str(partial))
             end_id, pad_id = tokenizer.eos_token_id, tokenizer.pad_token_id
             model = variants.to_hf(variants.VARIANTS[config.model.variant], end_id=end_id, pad_id=pad_id)
-            (folder / "config.json").write_text(json.dumps(model, indent=2) + "\n")
+            (partial / "config.json").write_text(json.dumps(model, indent=2) + "\n")
+        os.replace(partial, folder)
     multihost_utils.sync_global_devices("assets")
     return variants.from_hf(json.loads((folder / "config.json").read_text()))
+
+
+def _check_source(config: config_lib.Config, source: pathlib.Path) -> None:
+    """Refuse a model.path that is no converted model, or is known to be of another variant than model.variant."""
+    settings = config.model
+    try:
+        found = variants.from_hf(json.loads((source / "config.json").read_text()))
+    except (OSError, ValueError) as error:
+        raise config_lib.ConfigError(
+            f"model.path = {settings.path!r}: no converted model ({error}); write one with "
+            f"`python tools/convert.py from-hf SRC {settings.path}`, or correct the path"
+        ) from error
+    for name, variant in variants.VARIANTS.items():
+        if found == variant and name != settings.variant:
+            raise config_lib.ConfigError(
+                f"model.variant = {settings.variant!r}: model.path = {settings.path!r} holds a {name!r}; correct either"
+            )
 
 
 def make_processor(
@@ -210,10 +240,26 @@ def make_updater(
     return Updater(config, graph, optimizers, processor.banned_V(model_config.text.vocab))
 
 
-def _claim(config: config_lib.Config, folder: pathlib.Path) -> None:
+def _check_batches(config: config_lib.Config, device_mesh: jax.sharding.Mesh) -> None:
+    """Refuse now what `mesh.put` would refuse at the first batch of its kind, perhaps hours from here."""
+    rows = {"eval.prompts": config.eval.prompts}
+    if config.sft.steps:
+        rows["sft.rows"] = config.sft.rows
+    if config.grpo.steps:
+        rows["grpo.prompts"] = config.grpo.prompts
+        rows["sampler.prompts_per_pass"] = config.sampler.prompts_per_pass
+    ways = device_mesh.shape["data"] * device_mesh.shape["fsdp"]
+    if wrong := ", ".join(f"{name} = {count}" for name, count in rows.items() if count % ways):
+        raise mesh.MeshError(
+            f"{wrong}: cannot be cut over mesh.data x mesh.fsdp = {ways} devices; make each a multiple of {ways}, or "
+            "give devices to mesh.tensor"
+        )
+
+
+def _claim(config: config_lib.Config, folder: pathlib.Path, is_resumed: bool) -> None:
     """Write config.json into a new run's folder; in an old one, refuse settings that would make it another run."""
     path = folder / "config.json"
-    if path.exists() and checkpoint.latest(folder / "checkpoints") is not None:
+    if path.exists() and is_resumed:
         old = config_lib.from_json(path.read_text())
         may_change = ("grpo.steps", "eval.", "checkpoint.", "log.", "mesh.", "data.root", "optimizer.max_skipped")
         changed = [line for line in config_lib.differences(old, config) if not line.startswith(may_change)]
@@ -224,7 +270,11 @@ def _claim(config: config_lib.Config, folder: pathlib.Path) -> None:
             )
     if jax.process_index() == 0:
         folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(config_lib.to_json(config))
+        if not is_resumed and (folder / "assets").exists():
+            shutil.rmtree(folder / "assets")  # of an attempt that saved nothing, perhaps with another model
+        partial = path.with_suffix(".partial")
+        partial.write_text(config_lib.to_json(config))
+        os.replace(partial, path)
     multihost_utils.sync_global_devices("config")
 
 
@@ -234,7 +284,7 @@ def _feeds(config: config_lib.Config, processor: prompts.Processor):
     feeds = []
 
     def size(record: Record) -> tuple[int, int]:
-        processor.encode(record)  # also finds what only decoding shows, such as a truncated image, before the first step
+        processor.encode(record)  # finds before the first step what only decoding shows, such as a truncated image
         return processor.size(record)
 
     for split, is_training in ((config.data.train_split, True), (config.data.eval_split, False)):
@@ -254,7 +304,15 @@ def _reference_rows(config: config_lib.Config, train: data.Feed) -> list[int]:
     if not rows:
         raise data.DataError(f"{train.source.name} has no reference responses to imitate; set sft.steps=0")
     wanted = config.sft.reference_rows or len(rows)
-    return np.random.default_rng(config.seed).permutation(rows)[:wanted].tolist()
+    chosen = np.random.default_rng(config.seed).permutation(rows)[:wanted].tolist()
+    records = (train.source[row] for row in chosen)
+    length, name = max((len(train.processor.encode_completion(record.reference)), record.id) for record in records)
+    if length > config.sampler.max_tokens:
+        raise data.DataError(
+            f"{name}: its reference response has {length} tokens, sampler.max_tokens is {config.sampler.max_tokens}; "
+            f"raise it to {length}, for references are never cut"
+        )
+    return chosen
 
 
 def _rows_of(config: config_lib.Config, stage: str) -> int:
@@ -267,7 +325,12 @@ def _ask(config: config_lib.Config, train: data.Feed, orders: dict[str, data.Ord
 
 
 def _first_state(
-    config: config_lib.Config, folder: pathlib.Path, abstract: TrainState, shardings: TrainState, make: Callable, updater
+    config: config_lib.Config,
+    folder: pathlib.Path,
+    abstract: TrainState,
+    shardings: TrainState,
+    make: Callable,
+    updater: Updater,
 ) -> TrainState:
     """Restored, or from converted weights, or random; every device makes only its share."""
     if checkpoint.latest(folder / "checkpoints") is not None:
@@ -276,7 +339,8 @@ def _first_state(
         from safer_jax import convert
 
         params = convert.load_params(config.model.path, abstract.params)
-        return jax.jit(functools.partial(state.create, optimizer=updater.optimizers["sft"]), out_shardings=shardings)(params)
+        create = functools.partial(state.create, optimizer=updater.optimizers["sft"])
+        return jax.jit(create, out_shardings=shardings)(params)
     key = jax.random.fold_in(jax.random.key(config.seed), WEIGHTS)
     return jax.jit(make, out_shardings=shardings)(key)
 

@@ -89,7 +89,7 @@ def usable(
         except (RowError, prompts.PromptError, images.ImageError) as error:
             return str(error)
         if tokens > max_tokens:
-            return f"{record.id}: the prompt needs {tokens} tokens, prompt.buckets end at {max_tokens}"
+            return f"{record.id}: the prompt needs {tokens} tokens, prompt.buckets end at {max_tokens}; add one"
         if patches > max_patches:
             return (
                 f"{record.id}: the images need {patches} patch slots, prompt.patch_buckets end at {max_patches}; "

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from safer_jax import config as config_lib
 from safer_jax import data, images, mesh, prompts, rewards, sampler
 from safer_jax.shapes import FORCED, UNSAFE, Prompts, Record, Rollout
 
+NOT_REWARDS = ("is_unsafe", "tokens", "is_cut")  # what `score` adds to the scheme's terms
 SAVED_SIDE = 448  # pixels; images beside saved rollouts are reduced to this
 
 
@@ -103,6 +105,13 @@ def save_terms(folder: pathlib.Path, step: int, records: Sequence[Record], score
             file.write(json.dumps({"id": record.id, **terms}) + "\n")
 
 
+def rewind(folder: pathlib.Path, step: int) -> None:
+    """Remove the rollouts saved beyond `step`: a resumed run appends them again."""
+    for path in folder.glob("*.jsonl"):
+        if int(path.stem) > step:
+            path.unlink()
+
+
 def save_rollouts(
     folder: pathlib.Path,
     step: int,
@@ -131,7 +140,7 @@ def save_rollouts(
                 "images": [_save_preview(image, pictures, limits, record.id) for image in record.images],
                 "prompt": record.prompt,
                 "response": scored.responses[p][g],
-                "terms": {name: round(float(value[p, g]), 6) for name, value in scored.terms.items()},
+                "terms": {n: round(float(v[p, g]), 6) for n, v in scored.terms.items() if n not in NOT_REWARDS},
                 "advantage": None if advantage_PG is None else round(float(advantage_PG[p, g]), 6),
                 "tags": {"image": record.image_tag, "text": record.text_tag, "combine": record.combine_tag},
                 "tokens": int(scored.terms["tokens"][p, g]),
@@ -146,5 +155,7 @@ def _save_preview(image: bytes, folder: pathlib.Path, limits: images.Limits, nam
     if not path.exists():
         picture = images.decode(image, limits, name)
         picture.thumbnail((SAVED_SIDE, SAVED_SIDE))
-        picture.save(path)
+        partial = path.with_suffix(".partial")  # a kill leaves no half picture that the next run would keep
+        picture.save(partial, "PNG")
+        os.replace(partial, path)
     return f"{folder.name}/{path.name}"

@@ -202,14 +202,24 @@ def describe() -> str:
 
 
 @contextlib.contextmanager
-def started() -> Iterator[None]:
-    """`start`, its line printed; around a run, whose `Stopped` becomes the exit code of that name."""
+def started(bad_input: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """`start`, its line printed; around a run, whose `Stopped` becomes the exit code of that name.
+
+    An error of a class in `bad_input` is the user's to mend: its message is printed without a traceback, and the
+    process ends with ExitCode.BAD_INPUT. All others pass.
+    """
     _say(start())
     try:
         yield
     except Stopped as stop:
         _say(str(stop))
         sys.exit(ExitCode.STOPPED)
+    except bad_input as error:
+        _say(f"{type(error).__name__}: {error}")
+        if jax.distributed.is_initialized():  # the other hosts wait inside a collective; see install_excepthook
+            sys.stdout.flush()
+            os._exit(ExitCode.BAD_INPUT)
+        sys.exit(ExitCode.BAD_INPUT)
 
 
 def watchdog() -> Watchdog:

@@ -21,7 +21,8 @@ def optimizer(
 
     A frozen vision tower has no moments and never decays.
     """
-    adamw = optax.adamw(warmup(lr, warmup_steps), settings.b1, settings.b2, settings.eps, weight_decay=weight_decay, mask=_is_decayed)
+    rate, b1, b2, eps = warmup(lr, warmup_steps), settings.b1, settings.b2, settings.eps
+    adamw = optax.adamw(rate, b1, b2, eps, weight_decay=weight_decay, mask=_is_decayed)
     if not settings.train_vision:
         is_vision = lambda params: _by_path(params, lambda path: path[0] == "vision")
         is_other = lambda params: _by_path(params, lambda path: path[0] != "vision")

@@ -3,12 +3,12 @@
     python -m safer_jax.train --config=configs/tiny.py --workdir=runs/tiny
     python -m safer_jax.train --config=configs/tiny.py --workdir=runs/low_kl --config.grpo.beta=0.001
 
-The data path is a line: dataset -> prompts -> rollout -> reward -> advantage -> update -> checkpoint. `rl_step` walks it
-once; `train` repeats that with evaluations, checkpoints and metrics. The same command resumes a run that was stopped.
+The data path is a line: dataset -> prompts -> rollout -> reward -> advantage -> update -> checkpoint. `rl_step` walks
+it once; `train` repeats that with evaluations, checkpoints and metrics. The same command resumes a stopped run.
 """
 
-import dataclasses
 import pathlib
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -17,12 +17,35 @@ import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from safer_jax import build, checkpoint, data, evaluate, grpo, mesh, metrics, report, runtime, sampler
+from safer_jax import (
+    build,
+    checkpoint,
+    data,
+    evaluate,
+    grpo,
+    mesh,
+    metrics,
+    prompts,
+    report,
+    runtime,
+    sampler,
+    shards,
+)
 from safer_jax import config as config_lib
 from safer_jax.build import Run
 from safer_jax.shapes import EMPTY, FORCED, Batch, Rollout, TrainState
 
 REFILLS = 3  # further passes that may look for groups whose rewards differ
+BAD_INPUT = (  # errors that the user can mend: their messages say how
+    config_lib.ConfigError,
+    data.DataError,
+    prompts.PromptError,
+    mesh.MeshError,
+    checkpoint.CheckpointError,
+    shards.ConvertError,
+    metrics.MetricsError,
+    build.ResumeError,
+)
 
 
 def rl_step(run: Run, now: TrainState, reference: Any) -> tuple[TrainState, dict[str, float]]:
@@ -99,7 +122,7 @@ def refill(
         pairs = list(zip(np.flatnonzero(spread(scored) == 0), np.flatnonzero(spread(judged) > 0)))
         asked = run.train.exchange(asked, more, pairs)
         for i, j in pairs:
-            for old, new in [*zip(rollout, drawn), *((scored.terms[name], judged.terms[name]) for name in judged.terms)]:
+            for old, new in zip([*rollout, *scored.terms.values()], [*drawn, *judged.terms.values()], strict=True):
                 old[i] = new[j]
             scored.responses[i] = judged.responses[j]
     return asked, rollout, scored, cursor
@@ -144,16 +167,11 @@ def grpo_batch(asked: data.Asked, rollout: Rollout, advantage_PGE: np.ndarray, i
 
 
 def sft_batch(run: Run, asked: data.Asked) -> Batch:
-    """One completion a prompt, its reference response. Raises ValueError naming a reference that does not fit."""
+    """One completion a prompt, its reference response, which fits: `build` has measured it."""
     shape = (len(asked.records), 1, run.config.sampler.max_tokens)
     token_PGC, is_valid_PGC, zero_PGC = np.zeros(shape, np.int32), np.zeros(shape, bool), np.zeros(shape, np.float32)
     for row, record in enumerate(asked.records):
         ids = run.train.processor.encode_completion(record.reference)
-        if len(ids) > shape[-1]:
-            raise ValueError(
-                f"row {record.id!r}: its reference response has {len(ids)} tokens, sampler.max_tokens is {shape[-1]}; "
-                "raise it, for references are never cut"
-            )
         token_PGC[row, 0, : len(ids)] = ids
         is_valid_PGC[row, 0, : len(ids)] = True
     return Batch(asked.prompts, token_PGC, is_valid_PGC, is_valid_PGC, zero_PGC, zero_PGC, zero_PGC, zero_PGC)
@@ -215,7 +233,9 @@ def evaluate_now(run: Run, now: TrainState, when: str) -> None:
     """Answer the test rows once, write figures and some answers, and draw the report anew."""
     step, clock = int(now.step), metrics.Clock()
     weights = run.for_sampling(now.params)
-    figures, records, scored = evaluate.evaluate(run.sample_test, weights, run.test, run.test_rows, run.config, run.mesh)
+    figures, records, scored = evaluate.evaluate(
+        run.sample_test, weights, run.test, run.test_rows, run.config, run.mesh
+    )
     run.writer.write(step, "eval", {**figures, **clock.seconds(), "when": when})
     evaluate.save_terms(run.folder / "evaluations", step, records, scored)
     run.save_rollouts(step, "eval", run.config.data.eval_split, records, scored, None)
@@ -227,15 +247,31 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "What to run, such as 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, rollouts, report.html.")
 
 
+def settings() -> config_lib.Config:
+    """What --config and its overrides say. Raises ConfigError."""
+    path = config_flags.get_config_filename(flags.FLAGS["config"])
+    if not pathlib.Path(path).is_file():
+        raise config_lib.ConfigError(f"--config={path}: no such file; give one such as configs/tiny.py")
+    return config_lib.resolve(_CONFIG.value)
+
+
+def parse(arguments: list[str]) -> list[str]:
+    """absl's reading of the command line; a misspelt field is one line here, where ml_collections shows a traceback."""
+    try:
+        return flags.FLAGS(arguments)
+    except (flags.Error, AttributeError) as error:
+        print(f"{arguments[0]}: {error}", file=sys.stderr)
+        sys.exit(runtime.ExitCode.BAD_INPUT)
+
+
 def main(_: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # Orbax tells thirty lines a checkpoint
-    config = config_lib.resolve(_CONFIG.value)
     folder = pathlib.Path(_WORKDIR.value).expanduser().absolute()
-    with runtime.started():
-        train(config, folder)
+    with runtime.started(BAD_INPUT):
+        train(settings(), folder)
     print(f"report: {folder / 'report.html'}")
 
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main)
+    app.run(main, flags_parser=parse)
