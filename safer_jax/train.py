@@ -249,7 +249,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints,
 
 def settings() -> config_lib.Config:
     """What --config and its overrides say. Raises ConfigError."""
-    path = config_flags.get_config_filename(flags.FLAGS["config"])
+    path = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
     if not pathlib.Path(path).is_file():
         raise config_lib.ConfigError(f"--config={path}: no such file; give one such as configs/tiny.py")
     return config_lib.resolve(_CONFIG.value)
