@@ -109,7 +109,7 @@ def _compositions(records, split):
             assert shown.startswith(f"{cell.kind.lower()} the ")
         else:
             shown = questions.NAMES[cell.kind]
-            assert shown in record.reference.split(".")[0]
+            assert not record.reference or shown in record.reference.split(".")[0]
         found.append((shown, cell.intent))
     return set(found)
 
@@ -136,8 +136,17 @@ def test_references_earn_the_full_reward(splits):
     settings = config.Reward(scheme="safegrpo", tag_weight=0.5, behaviour_weight=0.5)
     for records in splits.values():
         for record in records:
-            assert rewards.safegrpo(record.reference, record, settings)["reward"] == 1.0, record.reference
-    assert len({record.reference for record in splits["train"]}) > 1500
+            if record.reference:
+                assert rewards.safegrpo(record.reference, record, settings)["reward"] == 1.0, record.reference
+    assert len({record.reference for record in splits["train"]}) > 1400
+
+
+def test_only_compositional_training_rows_lack_a_reference_and_most_of_them_do(splits):
+    assert all(record.reference for record in splits["test"])
+    lacking = [record for record in splits["train"] if not record.reference]
+    assert {record.category for record in lacking} == {"compositional"}
+    joint = sum(record.category == "compositional" for record in splits["train"])
+    assert 0.85 < len(lacking) / joint < 0.95
 
 
 def test_tokenizer_gives_every_text_back(splits, words):
@@ -163,7 +172,7 @@ def test_tokenizer_knows_the_sets_words_and_tags(splits, words):
     for tag in tokenizer.TAG_PIECES:
         (index,) = tokens(tag).input_ids
         assert index not in tokens.all_special_ids
-    lengths = sorted(len(tokens(record.reference).input_ids) for record in splits["train"])
+    lengths = sorted(len(tokens(record.reference).input_ids) for record in splits["train"] if record.reference)
     assert 40 <= lengths[0] and 45 <= lengths[len(lengths) // 2] <= 60 and lengths[-1] <= 80
     assert "".join(tokens.tokenize("safe</visual_safe>")) == "safe</visual_safe>"
 

@@ -8,6 +8,9 @@ from safer_jax.datasets.demo import LICENCE, questions, rules, scenes
 from safer_jax.shapes import UNSAFE, Record
 
 _TWO_OBJECTS = 0.25  # the share of object scenes with a second, everyday object
+# The share of compositional rows with a reference response. As in real sets, risks that only image and text together
+# have are seldom demonstrated: a warm start must leave them to the reward.
+_JOINT_REFERENCES = 0.1
 
 
 def rows(split: str) -> Iterator[Record]:
@@ -26,18 +29,21 @@ def _row(rng: np.random.Generator, name: str, split: str, cell: rules.Cell) -> R
         if rng.random() < _TWO_OBJECTS:
             kinds += (str(rng.choice([kind for kind in rules.EVERYDAY if kind != cell.kind])),)
         drawing = scenes.scene(rng, kinds)
-    tags = rules.tags(cell)
+    question = questions.question(rng, cell.intent)
+    tags, category = rules.tags(cell), rules.category(cell)
+    reference = questions.reference(rng, cell, kinds, noun, drawing.colour)
+    is_demonstrated = category != "compositional" or split == "test" or rng.random() < _JOINT_REFERENCES
     return Record(
         id=name,
         source="demo",
         images=(drawing.png,),
-        prompt=questions.question(rng, cell.intent),
+        prompt=question,
         image_tag=tags.image,
         text_tag=tags.text,
         combine_tag=tags.combine,
         expected="refuse" if tags.combine == UNSAFE else "comply",
-        category=rules.category(cell),
-        reference=questions.reference(rng, cell, kinds, noun, drawing.colour),
+        category=category,
+        reference=reference if is_demonstrated else "",
         licence=LICENCE,
         use="train" if split == "train" else "eval",
     )
