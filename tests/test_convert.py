@@ -425,6 +425,7 @@ def test_the_command(folder, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr("sys.argv", ["convert.py", *map(str, arguments)])
         return command.main()
 
+    assert [command.size(text) for text in ("40KB", "3mb", "5GB")] == [40_000, 3_000_000, 5_000_000_000]
     assert call("random", "--variant", "tiny", "--shard-size", "100KB", tmp_path / "hf") == 0
     assert call("from-hf", tmp_path / "hf", tmp_path / "ours") == 0
     assert call("to-hf", tmp_path / "ours", tmp_path / "back", "--shard-size", "1MB") == 0
