@@ -81,12 +81,16 @@ def launch(experiment: Experiment, folder: pathlib.Path, is_run: bool) -> None:
         for arm in experiment.arms:
             if arm.run:
                 continue
-            target = folder / f"{arm.name}-{seed}"
+            target = folder / run_name(arm.name, seed)
             settings = [f"--config.{field}={value}" for field, value in {"seed": seed, **arm.overrides}.items()]
             command = ["-m", "safer_jax.train", f"--config={experiment.config}", f"--workdir={target}", *settings]
             print("python " + shlex.join(command), flush=True)
             if is_run and not any(line.get("when") == arm.when for line in evaluations(target)):
                 subprocess.run([sys.executable, *command], check=True)
+
+
+def run_name(arm: str, seed: int) -> str:
+    return f"{arm.replace(' ', '-')}-{seed}"
 
 
 def evaluations(run: pathlib.Path) -> list[dict]:
@@ -98,7 +102,7 @@ def evaluations(run: pathlib.Path) -> list[dict]:
 
 def rows(experiment: Experiment, folder: pathlib.Path, arm: Arm, seed: int) -> dict[str, dict[str, float]]:
     """Every test row's terms at the arm's evaluation, by row id. Raises SystemExit naming a run that is not there."""
-    run = folder / f"{arm.run or arm.name}-{seed}"
+    run = folder / run_name(arm.run or arm.name, seed)
     steps = [line["step"] for line in evaluations(run) if line.get("when") == arm.when]
     if not steps:
         raise SystemExit(f"{run}: no evaluation {arm.when!r} in metrics.jsonl; run this file with --launch --run first")
@@ -149,7 +153,7 @@ def plot(experiment: Experiment, folder: pathlib.Path, target: pathlib.Path) -> 
 
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     for number, arm in enumerate(arm for arm in experiment.arms if not arm.run):
-        lines = [evaluations(folder / f"{arm.name}-{seed}") for seed in experiment.seeds]
+        lines = [evaluations(folder / run_name(arm.name, seed)) for seed in experiment.seeds]
         steps = [line["step"] for line in lines[0]]
         scores = np.array([[line[experiment.metric] for line in of_seed] for of_seed in lines])
         axes.plot(steps, scores.T, color=f"C{number}", linewidth=0.7, alpha=0.4)
