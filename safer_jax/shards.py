@@ -1,6 +1,6 @@
 """Safetensors folders, read and written tensor by tensor at their offsets, never as a whole (host code).
 
-Format: https://github.com/huggingface/safetensors#format. Files are not mapped: what has been read or written is the
+Format: as the safetensors project describes it. Files are not mapped: what has been read or written is the
 kernel's cache and not this process's memory.
 """
 
