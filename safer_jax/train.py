@@ -243,7 +243,7 @@ def evaluate_now(run: Run, now: TrainState, when: str) -> None:
         report.write(run.folder)
 
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "What to run, such as configs/tiny.py.")
+config_flags.DEFINE_config_file("config", None, "What to run, such as configs/tiny.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, rollouts, report.html.")
 
 
@@ -252,7 +252,7 @@ def settings() -> config_lib.Config:
     path = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
     if not pathlib.Path(path).is_file():
         raise config_lib.ConfigError(f"--config={path}: no such file; give one such as configs/tiny.py")
-    return config_lib.resolve(_CONFIG.value)
+    return config_lib.resolve(flags.FLAGS.config)
 
 
 def parse(arguments: list[str]) -> list[str]:
