@@ -17,7 +17,7 @@ from safer_jax.shapes import ANSWER, EMPTY
 
 GROUP, LIMIT = 4, 12
 VOCAB = 1300  # three blocks of the two-stage search, the last one not full
-END_IDS = (11, 700, 1299)
+END_IDS = tuple(number for number in range(11, VOCAB, 28) if number % 7 != 3) + (1299,)  # many, so that rows do end
 BANNED = np.isin(np.arange(VOCAB), [hf.PAD, hf.IMAGE, VOCAB - 2]) | (np.arange(VOCAB) % 7 == 3)
 TEMPERATURE = 0.7
 
@@ -201,7 +201,7 @@ def test_order_in_the_batch_changes_no_bit(params, prompts, drawn):
 
 def test_another_seed_draw_or_rollout_gives_another_sample(params, prompts, drawn):
     same = jax.tree.map(lambda x: np.repeat(x[:1], 8, 0), prompts)._replace(draw_P=np.arange(8, dtype=np.int32))
-    rows = sample(params, same).token_PGC.reshape(8 * GROUP, LIMIT)
+    rows = sample(params, same, end_ids=()).token_PGC.reshape(8 * GROUP, LIMIT)  # without ends rows are long
     assert len(np.unique(rows, axis=0)) == len(rows)
     assert (sample(params, prompts, seed=1).token_PGC != drawn.token_PGC).any()
 
