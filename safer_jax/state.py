@@ -43,8 +43,8 @@ def updates(opt_state: Any) -> Int[Array, ""]:
 
 def create(params: nnx.State, optimizer: optax.GradientTransformation) -> TrainState:
     """A state at step 0. Under eval_shape it is the abstract state that `shardings` and a restore need."""
-    zero = jnp.zeros((), jnp.int32)
-    return TrainState(params, optimizer.init(params), zero, zero, zero, zero)
+    counters = [jnp.zeros((), jnp.int32) for _ in range(4)]  # one array four times could not be donated
+    return TrainState(params, optimizer.init(params), *counters)
 
 
 def shardings(abstract: TrainState, mesh: Mesh) -> TrainState:

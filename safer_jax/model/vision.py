@@ -42,8 +42,9 @@ class Layer(nnx.Module):
         window_slots: int,
     ) -> Float[Array, "P X W"]:
         normed = rms_norm(x, self.norm1[...], NORM_EPS)
-        qkv = linear(normed, self.qkv[...]) + self.qkv_bias[...]
-        q, k, v = (qkv[:, :, part] for part in range(3))
+        # Each apart: in one product the heads, cut over `tensor`, stand between other axes, and flattening those would
+        # gather the weight and its gradient on every device.
+        q, k, v = (linear(normed, self.qkv[:, part]) + self.qkv_bias[part] for part in range(3))
         q, k = rotate(q, angle), rotate(k, angle)
 
         def whole_image(_):
