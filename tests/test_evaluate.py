@@ -31,7 +31,7 @@ def record(number, combine="unsafe", picture=b""):
 
 
 class Processor:
-    """Ids are places in a list of texts; the last id of a completion says which."""
+    """Ids are places in a list of texts."""
 
     force_think, limits = False, LIMITS
 
@@ -39,7 +39,7 @@ class Processor:
         self.texts = texts
 
     def decode(self, ids):
-        return self.texts[ids[-1]]
+        return "".join(self.texts[id] for id in ids)
 
 
 def rollout(token_PGC, role_PGC, is_cut_PG):
@@ -85,10 +85,10 @@ def test_a_share_of_no_rows_is_not_zero():
 
 
 def test_score_reads_what_was_sampled():
-    """A row of a forced and two sampled tokens, one of three, an empty slot of each kind."""
-    processor = Processor("nonsense", RIGHT)
+    """Of forced tokens (no text has their id) and empty slots nothing is read."""
+    processor = Processor("well, ", RIGHT)
     table = rollout(
-        [[[7, 0, 1, 0], [0, 0, 1, 9]], [[0, 0, 0, 1], [1, 0, 0, 0]]],
+        [[[7, 0, 1, 0], [0, 0, 1, 9]], [[0, 0, 0, 1], [1, 8, 9, 8]]],
         [
             [[FORCED, ANSWER, ANSWER, EMPTY], [ANSWER, ANSWER, ANSWER, EMPTY]],
             [[ANSWER, ANSWER, ANSWER, ANSWER], [ANSWER, EMPTY, EMPTY, EMPTY]],
@@ -96,7 +96,8 @@ def test_score_reads_what_was_sampled():
         [[False, False], [True, False]],
     )
     scored = evaluate.score(table, [record(0), record(1, "safe")], processor, settings().reward)
-    assert scored.responses == [[RIGHT, RIGHT], [RIGHT, RIGHT]]
+    well = "well, "
+    assert scored.responses == [[well + RIGHT, 2 * well + RIGHT], [3 * well + RIGHT, RIGHT]]
     assert scored.terms["tokens"].tolist() == [[2, 3], [4, 1]]
     assert scored.terms["is_cut"].tolist() == [[0, 0], [1, 0]]
     assert scored.terms["is_unsafe"].tolist() == [[1, 1], [0, 0]]

@@ -282,6 +282,12 @@ def test_advantages_follow_the_rule_for_long_answers():
     kept = dataclasses.replace(made, grpo=dataclasses.replace(made.grpo, overlong="keep"))
     value, _, health = train.advantage(kept, rollout, evaluate.Scored([["", ""]] * 2, terms))
     assert value[..., 0].tolist() == [[0.5, -0.5], [0.0, 0.0]] and health["dead_groups"] == 0.5
+    # A buffer of half the limit: at three quarters of it half the penalty, so 1 against 0.5 in the first group.
+    soft = {"grpo.overlong": "soft_penalty", "grpo.overlong_buffer": 36, "grpo.advantage": "group_mean"}
+    terms |= {"reward": np.ones((2, 2), np.float32), "tokens": np.array([[36, 54], [3, 3]], np.float32)}
+    value, _, health = train.advantage(tiny_runs.settings(soft), rollout, evaluate.Scored([["", ""]] * 2, terms))
+    assert value[..., 0].tolist() == [[0.25, -0.25], [0.0, 0.0]]
+    assert (health["dead_groups"], health["reward_std"]) == (0.5, 0.0), "the spread is of what is trained on"
 
 
 # ---- The real command ----
