@@ -28,12 +28,17 @@ class Vlm(nnx.Module):
         """The output head; tied policies share the embedding."""
         return self.text.head_VD()
 
-    def embed_prompts(self, prompts: Prompts, *, remat: bool = False) -> Float[Array, "P S D"]:
-        """Token embeddings with the images' merged tokens in place of their placeholders."""
+    def embed_prompts(
+        self, prompts: Prompts, *, remat: bool = False, train_vision: bool = True
+    ) -> Float[Array, "P S D"]:
+        """Token embeddings with the images' merged tokens in place of their placeholders. Without `train_vision` no
+        gradient reaches the tower, and its backward pass is not computed."""
         x = self.text.lookup(prompts.token_PS)
         if prompts.pixel_PXI.shape[1] == 0:
             return x
         merged_PYD = self.vision(prompts.pixel_PXI, prompts.patch_position_PX2, prompts.segment_PX, remat=remat)
+        if not train_vision:
+            merged_PYD = jax.lax.stop_gradient(merged_PYD)
         slot_PS = prompts.image_slot_PS
         image_PSD = jnp.take_along_axis(merged_PYD, jnp.maximum(slot_PS, 0)[..., None], axis=1)
         return constrain(jnp.where((slot_PS >= 0)[..., None], image_PSD, x), "prompt", None, None)
@@ -68,9 +73,7 @@ class Vlm(nnx.Module):
 
         Positions count a row's valid tokens, so holes cost nothing. The last token predicts nothing and is dropped.
         """
-        x_prompt = self.embed_prompts(prompts, remat=remat)
-        if not train_vision:
-            x_prompt = jnp.where(prompts.image_slot_PS[..., None] >= 0, jax.lax.stop_gradient(x_prompt), x_prompt)
+        x_prompt = self.embed_prompts(prompts, remat=remat, train_vision=train_vision)
         position = prompts.next_position_P[:, None, None] + jnp.cumsum(is_valid, -1) - 1
         hidden_PSD, hidden_PGCD = self.text(
             x_prompt,
