@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from safer_jax import images, page, rewards
+from safer_jax import images, page, responses
 from safer_jax.page import Html, element, number
 
 STEPS_SHOWN, PROMPTS_SHOWN = 24, 32  # saved steps on the page, prompts a step
@@ -224,7 +224,7 @@ def verbatim(response: str) -> list[Html]:
 
 def verdicts(row: dict) -> Html:
     """Each modality's tag as the reward reads it, beside the true one: right, wrong, missing or not to be judged."""
-    said, chips = rewards.parse(row["response"]), []
+    said, chips = responses.parse(row["response"]), []
     for label, key in TAGS.items():
         tag, truth = getattr(said, f"{key}_tag") or "no tag", (row.get("tags") or {}).get(key)
         kind = "open" if truth not in ("safe", "unsafe") else "right" if tag == truth else "wrong"

@@ -12,13 +12,13 @@ PACKAGE = ROOT / "safer_jax"
 # Bottom to top: a module imports only what stands before it. `model` and `datasets` are packages.
 # fmt: off
 ORDER = [
-    "shapes", "config", "images", "prompts", "verdicts", "judge", "rewards", "mesh", "model", "shards", "checkpoint",
-    "convert", "datasets", "data", "sampler", "grpo", "lora", "state", "update", "metrics", "runtime", "page", "report",
-    "evaluate", "curate", "build", "train", "plan",
+    "shapes", "config", "images", "prompts", "responses", "verdicts", "judge", "rewards", "mesh", "model", "shards",
+    "checkpoint", "convert", "datasets", "data", "sampler", "grpo", "lora", "state", "update", "metrics", "runtime",
+    "page", "report", "evaluate", "curate", "build", "train", "plan",
 ]
 NO_JAX = [
-    "shapes", "config", "images", "prompts", "verdicts", "judge", "rewards", "shards", "datasets", "metrics", "page",
-    "report", "curate",
+    "shapes", "config", "images", "prompts", "responses", "verdicts", "judge", "rewards", "shards", "datasets",
+    "metrics", "page", "report", "curate",
 ]
 # fmt: on
 SOURCES = {path: ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py"))}

@@ -111,7 +111,7 @@ def save_rollouts(run, step, rng, skill):
         tags = {"image": str(image), "text": str(text), "combine": "unsafe" if "unsafe" in (image, text) else "safe"}
         for _ in range(4 if stage == "grpo" else 1):
             response = respond(rng, *tags.values(), skill)
-            said = report.rewards.parse(response)
+            said = report.responses.parse(response)
             right = float(said.combine_tag == tags["combine"])
             tag = right * (0.5 + 0.25 * (said.image_tag == image) + 0.25 * (said.text_tag == text))
             terms = {"format": 1.0, "tag": tag, "behaviour": right, "brevity": 0.6, "reward": (tag + right) / 2}

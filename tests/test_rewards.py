@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from safer_jax import rewards
+from safer_jax import responses, rewards
 from safer_jax.shapes import SAFE, UNKNOWN, UNSAFE, Record
 
 SETTINGS = SimpleNamespace(tag_weight=0.5, behaviour_weight=0.5)
@@ -103,16 +103,16 @@ def test_tags_apart():
 
 
 def test_parse():
-    assert rewards.parse(response("UNSAFE", "safe", "unsure", " x ")) == (False, "unsafe", "safe", "", "x")
-    assert rewards.parse(GOOD) == rewards.Parsed(True, "safe", "safe", "safe", HELP)
-    assert rewards.parse("</answer><combined_safe>\u017fafe</combined_safe><answer>x</answer>") == (
+    assert responses.parse(response("UNSAFE", "safe", "unsure", " x ")) == (False, "unsafe", "safe", "", "x")
+    assert responses.parse(GOOD) == responses.Parsed(True, "safe", "safe", "safe", HELP)
+    assert responses.parse("</answer><combined_safe>\u017fafe</combined_safe><answer>x</answer>") == (
         False,
         "",
         "",
         "",
         "x",
     )
-    assert rewards.parse("nothing") == (False, "", "", "", None)
+    assert responses.parse("nothing") == (False, "", "", "", None)
 
 
 PUBLISHED = ["sorry", "cannot", "not appropriate", "unsafe", "unable", "refuse", "i can't", "not allowed", "restricted"]
@@ -120,8 +120,8 @@ PUBLISHED = ["sorry", "cannot", "not appropriate", "unsafe", "unable", "refuse",
 
 @pytest.mark.parametrize("word", PUBLISHED)
 def test_each_refusal_word(word):
-    assert rewards.refuses(f"Well, {word.upper()} here")
-    assert not rewards.refuses(f"Well, {word[:-1]}_ here")
+    assert responses.refuses(f"Well, {word.upper()} here")
+    assert not responses.refuses(f"Well, {word[:-1]}_ here")
 
 
 @pytest.mark.parametrize("field", ["image_tag", "text_tag", "combine_tag"])
@@ -152,7 +152,7 @@ def test_any_text_is_rewarded_within_bounds(text, image, by_text, combine):
 @given(st.text().map(lambda text: text.replace("<", "")), tags, tags, tags, st.sampled_from([HELP, REFUSE]))
 def test_a_formatted_response_survives_any_thought(thought, image, by_text, combine, answer):
     text = response(image, by_text, combine, answer, think=f"<think>{thought}")
-    assert rewards.parse(text) == (True, image, by_text, combine, answer)
+    assert responses.parse(text) == (True, image, by_text, combine, answer)
 
 
 LENGTH = 100_000
