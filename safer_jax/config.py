@@ -172,6 +172,28 @@ class Sampler:
 
 
 @dataclasses.dataclass(frozen=True)
+class Reflection:
+    """What becomes of a rejected answer in training: it is asked about, and answered again (SaFeR-VLM).
+
+    reruns: how often; 0 = never
+    accept_at: a judge's safety score (1..10) from which on an answer is accepted
+    texts: instructions to reflect; a row takes one of them by its draw and rollout
+    header: what asks for the corrected answer after the reflection
+    max_tokens: tokens of a reflection; 0 = none, the instruction itself asks for the new answer
+    train_reflection: True = the reflection trains with its correction's advantage, False = it does not train
+    row_counts: rejected rows are asked again in passes of these numbers of rows, ascending
+    """
+
+    reruns: Count
+    accept_at: Annotated[float, Range(1, 10)]
+    texts: Annotated[tuple[str, ...], NotEmpty()]
+    header: Name
+    max_tokens: Count
+    train_reflection: bool
+    row_counts: Sizes
+
+
+@dataclasses.dataclass(frozen=True)
 class Reward:
     """What an answer is worth.
 
@@ -319,6 +341,7 @@ class Config:
     prompt: Prompt
     sft: Sft
     sampler: Sampler
+    reflection: Reflection
     reward: Reward
     grpo: Grpo
     optimizer: Optimizer
@@ -489,9 +512,10 @@ def _type_problem(bare: Any, value: Any) -> str | None:
         hint = f"; did you mean {near[0]!r}?" if near else ""
         return None if type(value) is str and value in words else f"must be one of {', '.join(words)}{hint}"
     if origin is tuple:
+        kind = typing.get_args(bare)[0]
         if not isinstance(value, tuple):
-            return f"is a {type(value).__name__}, must be a tuple of whole numbers, such as (64,)"
-        return None if all(type(entry) is int for entry in value) else "must hold whole numbers only"
+            return f"is a {type(value).__name__}, must be a tuple of {_PLURALS[kind]}"
+        return None if all(type(entry) is kind for entry in value) else f"must hold {_PLURALS[kind]} only"
     if type(value) is not bare:  # not isinstance: a bool is no int here
         return f"is a {type(value).__name__}, must be {_NAMES[bare]}"
     if bare is float and not math.isfinite(value):
@@ -510,10 +534,10 @@ def _conflicts(config: Config) -> Iterator[str]:
         yield f"data.path = {data.path!r}: data.name = 'safetag' is read from disk; set it to the data set's folder"
     if data.train_split == data.eval_split:
         yield f"data.eval_split = {data.eval_split!r}: is data.train_split too; evaluate on rows that are not trained on"
-    for name in ("buckets", "patch_buckets"):
-        sizes = getattr(prompt, name)
+    ascending = {f"prompt.{name}": getattr(prompt, name) for name in ("buckets", "patch_buckets")}
+    for name, sizes in {**ascending, "reflection.row_counts": config.reflection.row_counts}.items():
         if list(sizes) != sorted(set(sizes)):
-            yield f"prompt.{name} = {sizes!r}: must ascend; write {tuple(sorted(set(sizes)))!r}"
+            yield f"{name} = {sizes!r}: must ascend; write {tuple(sorted(set(sizes)))!r}"
     if prompt.min_pixels > prompt.max_pixels:
         yield f"prompt.min_pixels = {prompt.min_pixels}: is above prompt.max_pixels = {prompt.max_pixels}; lower it"
     if prompt.max_pixels > prompt.max_source_pixels:
@@ -595,4 +619,5 @@ def _bare(hint: Any) -> Any:
     return typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
 
 
+_PLURALS = {int: "whole numbers, such as (64,)", str: "texts, such as ('one',)", float: "numbers, such as (0.5, 0.5)"}
 _NAMES = {int: "a whole number", float: "a number", str: "a string", bool: "True or False"}
