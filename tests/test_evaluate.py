@@ -10,8 +10,8 @@ import pytest
 import safetag_files
 
 from configs import base
-from safer_jax import config, data, evaluate, images, mesh, rewards
-from safer_jax.shapes import ANSWER, EMPTY, FORCED, Prompts, Record, Rollout
+from safer_jax import attempts, config, data, evaluate, images, mesh, rewards
+from safer_jax.shapes import ANSWER, EMPTY, FORCED, Layout, Prompts, Record, Rollout
 
 LIMITS = images.Limits(min_pixels=1, max_pixels=2**20, max_bytes=2**20, max_source_pixels=2**20)
 RIGHT = (
@@ -44,8 +44,8 @@ class Processor:
 
 def rollout(token_PGC, role_PGC, is_cut_PG):
     token_PGC, role_PGC = np.array(token_PGC, np.int32), np.array(role_PGC, np.int8)
-    cut = np.array(is_cut_PG)[..., None]
-    return Rollout(token_PGC, np.zeros(token_PGC.shape, np.float32), role_PGC, role_PGC * 0, cut)
+    cut, logp_PGC = np.array(is_cut_PG)[..., None], np.zeros(token_PGC.shape, np.float32)
+    return Rollout(token_PGC, logp_PGC, role_PGC, role_PGC * 0, cut, np.zeros((*cut.shape, 0), np.float32))
 
 
 def test_figures_by_hand():
@@ -97,20 +97,20 @@ def test_score_reads_what_was_sampled():
     )
     scored = evaluate.score(table, [record(0), record(1, "safe")], processor, settings().reward)
     well = "well, "
-    assert scored.responses == [[well + RIGHT, 2 * well + RIGHT], [3 * well + RIGHT, RIGHT]]
-    assert scored.terms["tokens"].tolist() == [[2, 3], [4, 1]]
-    assert scored.terms["is_cut"].tolist() == [[0, 0], [1, 0]]
-    assert scored.terms["is_unsafe"].tolist() == [[1, 1], [0, 0]]
+    assert scored.responses == [[[well + RIGHT], [2 * well + RIGHT]], [[3 * well + RIGHT], [RIGHT]]]
+    terms = {name: value[..., 0].tolist() for name, value in scored.terms.items()}
+    assert terms["tokens"] == [[2, 3], [4, 1]]
+    assert terms["is_cut"] == [[0, 0], [1, 0]]
+    assert terms["is_unsafe"] == [[1, 1], [0, 0]]
     # Row 0: all tags right and refused, 0.5 * 1 + 0.5 * 1. Row 1 is safe: its combined tag is wrong, so both are 0.
-    assert scored.terms["reward"].tolist() == [[1, 1], [0, 0]]
-    assert scored.terms["combine_right"].tolist() == [[1, 1], [0, 0]] and scored.terms["refusal"].all()
+    assert terms["reward"] == terms["combine_right"] == [[1, 1], [0, 0]] and scored.terms["refusal"].all()
 
 
 def test_a_forced_opening_belongs_to_the_response():
     processor = Processor("x")
     processor.force_think = True
     scored = evaluate.score(rollout([[[0]]], [[[ANSWER]]], [[False]]), [record(0)], processor, settings().reward)
-    assert scored.responses[0][0].endswith("x") and "<think>" in scored.responses[0][0]
+    assert scored.responses[0][0] == ["<think>x"]
 
 
 @pytest.mark.parametrize("count,passes", [(2, 3), (5, 1), (8, 1)])
@@ -129,7 +129,8 @@ def test_rows_are_answered_once_and_the_filling_does_not_count(monkeypatch, coun
 
     def sample(_, prompts):
         token = jnp.asarray(prompts.token_PS)[:, None, :]
-        return Rollout(token, token * 0.0, jnp.full_like(token, ANSWER, jnp.int8), jnp.int8(0) * token, token < 0)
+        roles, verdict = jnp.full_like(token, ANSWER, jnp.int8), jnp.zeros((*token.shape, 0))
+        return Rollout(token, token * 0.0, roles, jnp.int8(0) * token, token < 0, verdict), None
 
     def scheme(response, _, __):
         term = dict.fromkeys(("image_right", "text_right", "combine_right", "refusal"), 0.0)
@@ -138,12 +139,12 @@ def test_rows_are_answered_once_and_the_filling_does_not_count(monkeypatch, coun
     monkeypatch.setitem(rewards.SCHEMES, "safegrpo", scheme)
     feed = types.SimpleNamespace(ask=ask, processor=Processor(*map(str, range(12))))
     one = mesh.make(1, 1, 1, jax.devices()[:1])
-    figures, records, scored = evaluate.evaluate(sample, None, feed, rows, made, one)
+    figures, records, scored = evaluate.evaluate(attempts.Programs(sample, Layout(1)), None, feed, rows, made, one)
     assert len(asks) == passes and all(len(row) == count for row in asks)
     assert [number for row in asks for number in row] == rows + [11] * (passes * count - 5)
     assert [record.id for record in records] == [f"row {number}" for number in rows]
-    assert [texts[0] for texts in scored.responses] == [str(number) for number in rows]
-    assert scored.terms["reward"][:, 0].tolist() == [number / 16 for number in rows]
+    assert [texts[0][0] for texts in scored.responses] == [str(number) for number in rows]
+    assert scored.terms["reward"][:, 0, 0].tolist() == [number / 16 for number in rows]
     assert figures["reward"] == pytest.approx((9 + 4 + 6 + 2 + 11) / 16 / 5)
     assert (figures["refusal"], figures["over_refusal"]) == (0 / 4, 1 / 1)
     assert "is_row" not in figures | scored.terms
@@ -152,15 +153,17 @@ def test_rows_are_answered_once_and_the_filling_does_not_count(monkeypatch, coun
 def scores(count, group):
     terms = {"reward": np.arange(count * group, dtype=np.float32).reshape(count, group) / 7}
     terms |= {"tokens": np.full((count, group), 3, np.float32), "is_cut": np.eye(count, group, dtype=np.float32)}
-    return evaluate.Scored([[f"{p} {g}" for g in range(group)] for p in range(count)], terms)
+    terms = {name: value[..., None] for name, value in terms.items()}
+    return evaluate.Scored([[[f"{p} {g}"] for g in range(group)] for p in range(count)], terms)
 
 
 def test_saved_rollouts_are_whole_groups_with_one_file_a_picture(tmp_path):
     picture = safetag_files.picture("rgba", size=(900, 300))
     records = [record(0, picture=picture), record(1, picture=picture), record(2)]
-    advantage = np.array([[0.5, -0.5], [0.25, -0.25], [0, 0]])
+    advantage = np.array([[0.5, -0.5], [0.25, -0.25], [0, 0]])[..., None]
+    told = evaluate.Told(advantage, np.zeros((3, 2, 1, 0), np.float32), (), {}, {})
     for step in (3, 4):
-        evaluate.save_rollouts(tmp_path, step, "grpo", "train", records, scores(3, 2), LIMITS, 3, advantage)
+        evaluate.save_rollouts(tmp_path, step, "grpo", "train", records, scores(3, 2), LIMITS, 3, told)
     evaluate.save_rollouts(tmp_path, 4, "eval", "test", records, scores(3, 1), LIMITS, 99)
     rows = [json.loads(line) for line in (tmp_path / "000004.jsonl").read_text().splitlines()]
     assert [(row["stage"], row["id"], row["response"], row["advantage"]) for row in rows] == [

@@ -18,8 +18,21 @@ import tiny_runs
 from jax.experimental.compilation_cache import compilation_cache
 from transformers import AutoTokenizer, Qwen2VLImageProcessorPil
 
-from safer_jax import build, checkpoint, config, convert, data, evaluate, mesh, report, rewards, runtime, train
-from safer_jax.shapes import ANSWER, EMPTY, Rollout
+from safer_jax import (
+    attempts,
+    build,
+    checkpoint,
+    config,
+    convert,
+    data,
+    evaluate,
+    mesh,
+    report,
+    rewards,
+    runtime,
+    train,
+)
+from safer_jax.shapes import ANSWER, EMPTY, Layout, Rollout
 
 ROOT = pathlib.Path(__file__).parents[1]
 ROLLOUT = {"step", "stage", "split", "id", "images", "prompt", "response", "terms", "advantage", "tags", "tokens"}
@@ -192,10 +205,10 @@ def fake_sample(_, prompts):
     is_real_PGC = np.broadcast_to(np.arange(CUT) <= draw_P[:, None, None], token_PGC.shape)
     logp_PGC = np.where(is_real_PGC, -token_PGC, 0).astype(np.float32)
     role_PGC = np.where(is_real_PGC, ANSWER, EMPTY).astype(np.int8)
-    rollout = Rollout(
-        token_PGC.astype(np.int32), logp_PGC, role_PGC, role_PGC * 0, draw_P[:, None, None] % 2 > [[0], [0]]
-    )
-    return jax.tree.map(jax.numpy.asarray, rollout)
+    is_cut_PGE = draw_P[:, None, None] % 2 > [[0], [0]]
+    verdict_PGEJ = np.zeros((*is_cut_PGE.shape, 0), np.float32)
+    rollout = Rollout(token_PGC.astype(np.int32), logp_PGC, role_PGC, role_PGC * 0, is_cut_PGE, verdict_PGEJ)
+    return jax.tree.map(jax.numpy.asarray, rollout), None
 
 
 @pytest.fixture(scope="module")
@@ -226,7 +239,11 @@ def test_dead_groups_are_drawn_anew(monkeypatch, feed, dead, taken, cursor):
 
     @dataclasses.dataclass
     class Run:
-        config, train, mesh, sample = made, rows, device_mesh, staticmethod(fake_sample)
+        config, train, mesh = made, rows, device_mesh
+        sampling = attempts.Programs(fake_sample, Layout(CUT))
+
+        def judging(self, _):
+            return None
 
         def ask(self, stage, start):
             return self.train.ask(draws(start).row_n, draws(start).draw_n)
@@ -246,9 +263,9 @@ def test_dead_groups_are_drawn_anew(monkeypatch, feed, dead, taken, cursor):
     monkeypatch.setitem(rewards.SCHEMES, "safegrpo", scheme)
     run = Run()
     asked = run.ask("grpo", 0)
-    rollout = train.sampler.rollout(run.sample, None, asked.prompts, 0, run.mesh)
+    rollout = attempts.rollout(run.sampling, None, asked.prompts, 0, run.mesh)
     scored = evaluate.score(rollout, asked.records, rows.processor, made.reward)
-    asked, rollout, scored, moved = train.refill(run, None, asked, rollout, scored, 4)
+    asked, rollout, scored, moved = train.refill(run, None, asked, rollout, scored, None, 4)
 
     assert moved == cursor and asked.prompts.draw_P.tolist() == taken
     expected = [order.dataset[draw] for draw in taken]
@@ -256,7 +273,7 @@ def test_dead_groups_are_drawn_anew(monkeypatch, feed, dead, taken, cursor):
     whole_again = rows.ask(expected, taken)
     for name, value in asked.prompts._asdict().items():
         np.testing.assert_array_equal(value, getattr(whole_again.prompts, name), err_msg=name)
-    fresh = fake_sample(None, whole_again.prompts)
+    fresh, _ = fake_sample(None, whole_again.prompts)
     for name, value in rollout._asdict().items():
         np.testing.assert_array_equal(value, getattr(fresh, name), err_msg=name)
     again = evaluate.score(rollout, asked.records, rows.processor, made.reward)
@@ -271,22 +288,24 @@ def test_advantages_follow_the_rule_for_long_answers():
     made = tiny_runs.settings({"grpo.overlong": "mask", "grpo.advantage": "group_mean"})
     token = np.zeros((2, 2, 3), np.int32)
     is_cut = np.array([[[False], [True]], [[False], [False]]])
-    rollout = Rollout(
-        token, token.astype(np.float32), np.full_like(token, ANSWER, np.int8), token.astype(np.int8), is_cut
+    roles, verdict = np.full_like(token, ANSWER, np.int8), np.zeros((2, 2, 1, 0), np.float32)
+    rollout = Rollout(token, token.astype(np.float32), roles, token.astype(np.int8), is_cut, verdict)
+    rewarded = lambda reward, tokens: evaluate.Scored(
+        [], {name: np.array(v, np.float32)[..., None] for name, v in (("reward", reward), ("tokens", tokens))}
     )
-    terms = {"reward": np.array([[1.0, 0.0], [0.5, 0.5]], np.float32), "tokens": np.full((2, 2), 3, np.float32)}
-    value, is_valid, health = train.advantage(made, rollout, evaluate.Scored([["", ""]] * 2, terms))
+    scored = rewarded([[1.0, 0.0], [0.5, 0.5]], [[3, 3], [3, 3]])
+    value, is_valid, health = train.advantage(made, rollout, scored)
     assert is_valid[..., 0].tolist() == [[True, False], [True, True]]
     assert value[..., 0].tolist() == [[0.0, 0.0], [0.0, 0.0]], "alone in its group an answer has no rival"
     assert health["dead_groups"] == 1.0
     np.testing.assert_allclose(health["reward_std"], (0.5 + 0.0) / 2)
     kept = dataclasses.replace(made, grpo=dataclasses.replace(made.grpo, overlong="keep"))
-    value, _, health = train.advantage(kept, rollout, evaluate.Scored([["", ""]] * 2, terms))
+    value, _, health = train.advantage(kept, rollout, scored)
     assert value[..., 0].tolist() == [[0.5, -0.5], [0.0, 0.0]] and health["dead_groups"] == 0.5
     # A buffer of half the limit: at three quarters of it half the penalty, so 1 against 0.5 in the first group.
     soft = {"grpo.overlong": "soft_penalty", "grpo.overlong_buffer": 36, "grpo.advantage": "group_mean"}
-    terms |= {"reward": np.ones((2, 2), np.float32), "tokens": np.array([[36, 54], [3, 3]], np.float32)}
-    value, _, health = train.advantage(tiny_runs.settings(soft), rollout, evaluate.Scored([["", ""]] * 2, terms))
+    scored = rewarded(np.ones((2, 2)), [[36, 54], [3, 3]])
+    value, _, health = train.advantage(tiny_runs.settings(soft), rollout, scored)
     assert value[..., 0].tolist() == [[0.25, -0.25], [0.0, 0.0]]
     assert (health["dead_groups"], health["reward_std"]) == (0.5, 0.0), "the spread is of what is trained on"
 

@@ -415,11 +415,9 @@ def test_every_field_is_in_a_table():
 
 def sampled(chosen) -> Rollout:
     """By the run's own compiled sampler."""
-    updater, device_mesh = Updater(chosen, GRAPH, {"grpo": recorder(RATE)}, BANNED), mesh.make(8, 1, 1)
-    abstract = jax.eval_shape(lambda: state.create(BIGRAM, updater.optimizers["grpo"]))
+    updater = Updater(chosen, GRAPH, {"grpo": recorder(RATE)}, BANNED)
     processor = types.SimpleNamespace(end_ids=(2,))
-    made = build._jitted(chosen, updater, processor, device_mesh, abstract, state.shardings(abstract, device_mesh))
-    return made["sample"](BIGRAM, bigram_prompts())
+    return build.sampling_programs(chosen, updater, processor, mesh.make(8, 1, 1)).sample(BIGRAM, bigram_prompts())[0]
 
 
 def updated(chosen) -> nnx.State:
@@ -428,14 +426,13 @@ def updated(chosen) -> nnx.State:
     length = recorded.is_valid_PGC.sum(-1, keepdims=True)
     roles = np.where(recorded.is_valid_PGC, ANSWER, EMPTY).astype(np.int8)
     near = lambda noise: np.float32(0.5 * noise - np.log(VOCAB))  # as likely as the policy finds a token, about
-    rollout = Rollout(
-        recorded.token_PGC, near(recorded.sampler_logp_PGC), roles, np.zeros_like(roles), length == LENGTH
-    )
+    verdict, logp = np.zeros((*length.shape, 0), np.float32), near(recorded.sampler_logp_PGC)
+    rollout = Rollout(recorded.token_PGC, logp, roles, np.zeros_like(roles), length == LENGTH, verdict)
     records = [Record(str(n), "test", (), "", "safe", "safe", ("safe", "unsafe")[n % 2]) for n in range(PROMPTS)]
     processor = types.SimpleNamespace(force_think=False, decode=lambda ids: TEXTS[ids[0] % len(TEXTS)])
     scored = evaluate.score(rollout, records, processor, chosen.reward)
-    advantage_PGE, is_valid_PGE, _ = train.advantage(chosen, rollout, scored)
-    batch = train.grpo_batch(types.SimpleNamespace(prompts=recorded.prompts), rollout, advantage_PGE, is_valid_PGE)
+    asked = types.SimpleNamespace(prompts=recorded.prompts)
+    batch = train.grpo_batch(chosen, asked, rollout, *train.advantage(chosen, rollout, scored)[:2])
     batch = batch._replace(old_logp_PGC=near(recorded.old_logp_PGC), ref_logp_PGC=near(recorded.ref_logp_PGC))
     updater = Updater(chosen, GRAPH, {"grpo": recorder(RATE)}, BANNED)
     return jit(updater.grpo)(state.create(BIGRAM, recorder(RATE)), batch)[0].params
