@@ -41,6 +41,7 @@ class Programs(NamedTuple):
     grow: cache -> cache with room for all of `layout`
     instruction_KF, is_instruction_KF: the K instructions' ids, right-aligned; a row takes one by its draw and rollout
     row_counts: ascending; a pass has one of these numbers of rows
+    warmed: shapes of prompts for which every row count has been compiled
     """
 
     sample: Callable[[Any, Prompts], tuple[Rollout, Cache | None]]
@@ -50,6 +51,7 @@ class Programs(NamedTuple):
     instruction_KF: np.ndarray | None = None
     is_instruction_KF: np.ndarray | None = None
     row_counts: tuple[int, ...] = ()
+    warmed: frozenset | set = frozenset()
 
 
 def rollout(
@@ -91,6 +93,7 @@ def _pass(programs: Programs, params: Any, prompts: Prompts, mesh: jax.sharding.
     rows, is_rejected_PG = _judge(rows, 0, np.ones(rows.token_PGC.shape[:2], bool), judge)
     if layout.reruns > 1:
         cache = programs.grow(cache)
+    _warm_up(programs, params, asked, cache, mesh)
     for attempt in range(1, layout.reruns + 1):
         goes_on = attempt < layout.reruns
         for rejected in _rejected(programs, rows, is_rejected_PG, prompts.draw_P, attempt):
@@ -100,6 +103,23 @@ def _pass(programs: Programs, params: Any, prompts: Prompts, mesh: jax.sharding.
             _write_back(rows, layout, attempt, rejected, *jax.tree.map(np.asarray, (written, is_cut_B)))
         rows, is_rejected_PG = _judge(rows, attempt, is_rejected_PG, judge)
     return rows
+
+
+def _warm_up(programs: Programs, params: Any, asked: Prompts, cache: Cache, mesh: jax.sharding.Mesh) -> None:
+    """Compile for every row count at the first prompts of a shape: so many rejections may first come hours later."""
+    shape = tuple(value.shape for value in asked)
+    if shape in programs.warmed:
+        return
+    prompts, group = cache.own.is_filled_PGM.shape[:2]
+    for size in programs.row_counts:
+        zero = np.zeros(size, np.int32)
+        forced_BF = programs.instruction_KF[zero]
+        nobody = Rejected(
+            zero + prompts * group, zero > 0, zero, zero > 0, zero, forced_BF, programs.is_instruction_KF[zero]
+        )
+        for goes_on in {False, programs.layout.reruns > 1}:
+            programs.rerun(params, asked, cache, mesh_lib.replicate(nobody, mesh), programs.layout.start(1), goes_on)
+    programs.warmed.add(shape)
 
 
 def _widen(first: Rollout, layout: Layout) -> Rollout:

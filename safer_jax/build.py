@@ -466,6 +466,7 @@ def sampling_programs(
         instruction_KF=np.stack([np.pad(turn, (width - len(turn), 0)) for turn in turns]),
         is_instruction_KF=np.stack([np.arange(width) >= width - len(turn) for turn in turns]),
         row_counts=reflection.row_counts,
+        warmed=set(),
     )
 
 
