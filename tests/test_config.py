@@ -246,7 +246,9 @@ def test_images_that_no_bucket_holds():
     assert "1280 tokens" in tokens and "holds 1280" in tokens
     config.check_images(config.resolve(settings()), patch=14, merge=2, window_slots=64)
     with pytest.raises(config.ConfigError, match="raise it to 784"):
-        config.check_images(config.resolve(settings(prompt__max_pixels=700, prompt__min_pixels=1)), patch=14, merge=2, window_slots=64)
+        config.check_images(
+            config.resolve(settings(prompt__max_pixels=700, prompt__min_pixels=1)), patch=14, merge=2, window_slots=64
+        )
 
 
 def test_patch_buckets_hold_whole_windows():
