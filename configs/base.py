@@ -73,6 +73,22 @@ def get_config(arg: str | None = None) -> ConfigDict:
     reflection.train_reflection = True  # True: a reflection trains with its correction's advantage
     reflection.row_counts = (8, 32, 128)  # rows of a pass of rejected answers, ascending
 
+    config.judge = judge = ConfigDict()
+    judge.kind = "none"  # none | rules | http | recorded | local
+    judge.url = ""  # of an OpenAI-compatible server, such as http://localhost:8000/v1
+    judge.model = ""  # name under which the server knows the judge
+    judge.key_env = ""  # name of the environment variable with the server's key; empty = none
+    judge.path = ""  # recorded: file or folder of verdicts; local: folder of a converted checkpoint
+    judge.deadline = 120.0  # seconds for one attempt, retries included
+    judge.retries = 4  # further requests after a failure that may pass
+    judge.concurrency = 16  # requests of a process at once
+    judge.temperature = 0.0  # 0 = greedy
+    judge.max_tokens = 1024  # tokens of a verdict
+    judge.cache = ""  # folder of replies already given; empty = none
+    judge.max_failed = 0.5  # share of the window, 0 to 1; 1 = the run never stops for it
+    judge.window = 64  # attempts
+    judge.canaries_every = 0  # GRPO steps; 0 = never
+
     config.reward = reward = ConfigDict()
     reward.scheme = "safegrpo"  # safegrpo
     reward.tag_weight = 0.5  # weight, 0 or more

@@ -9,7 +9,9 @@ import dataclasses
 import difflib
 import json
 import math
+import re
 import typing
+import urllib.parse
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -194,6 +196,42 @@ class Reflection:
 
 
 @dataclasses.dataclass(frozen=True)
+class Judge:
+    """Who judges an attempt; what is asked of it is the reward scheme's rubric.
+
+    kind: none | rules | http | recorded | local
+    url: an OpenAI-compatible server up to the version, such as http://localhost:8000/v1 (http)
+    model: name under which the server knows the judge (http)
+    key_env: name of the environment variable with the server's key; empty = it wants none (http)
+    path: verdicts to replay, a file or a folder of files (recorded); folder of a converted checkpoint (local)
+    deadline: seconds until an attempt must be judged, retries included (http)
+    retries: further requests after one that failed for a passing reason (http)
+    concurrency: requests of a process under way at once (http)
+    temperature: of the judge's sampling; 0 = greedy (http, local)
+    max_tokens: length limit of what the judge writes, in tokens (http, local)
+    cache: folder of replies by the hash of all that was asked; empty = none (http)
+    max_failed: share of the last window attempts that may stay unjudged before the run saves and stops; 1 = never
+    window: attempts over which max_failed is counted
+    canaries_every: GRPO steps between checks that the judge dislikes empty and deceitful answers; 0 = never
+    """
+
+    kind: Literal["none", "rules", "http", "recorded", "local"]
+    url: str
+    model: str
+    key_env: str
+    path: str
+    deadline: Positive
+    retries: Count
+    concurrency: Size
+    temperature: NotNegative
+    max_tokens: Size
+    cache: str
+    max_failed: Annotated[float, Range(0, 1)]
+    window: Size
+    canaries_every: Count
+
+
+@dataclasses.dataclass(frozen=True)
 class Reward:
     """What an answer is worth.
 
@@ -342,6 +380,7 @@ class Config:
     sft: Sft
     sampler: Sampler
     reflection: Reflection
+    judge: Judge
     reward: Reward
     grpo: Grpo
     optimizer: Optimizer
@@ -527,6 +566,7 @@ def _conflicts(config: Config) -> Iterator[str]:
     """What each field alone does not show."""
     yield from _size_conflicts(config)
     yield from _choice_conflicts(config)
+    yield from _judge_conflicts(config.judge)
     data, prompt, mesh = config.data, config.prompt, config.mesh
     if mesh.data == 0 or mesh.data < -1:
         yield f"mesh.data = {mesh.data}: must be -1 (the devices that the other axes leave) or at least 1"
@@ -594,6 +634,32 @@ def _choice_conflicts(config: Config) -> Iterator[str]:
             )
     if reward.tag_weight + reward.behaviour_weight == 0:
         yield "reward.tag_weight = 0.0: and behaviour_weight is 0 too, every reward would be 0; raise one of them"
+
+
+def _judge_conflicts(judge: Judge) -> Iterator[str]:
+    if judge.kind == "http":
+        for name in ("url", "model"):
+            if not getattr(judge, name):
+                yield f"judge.{name} = '': judge.kind = 'http' asks a server; set it"
+    if judge.kind in ("recorded", "local") and not judge.path:
+        yield f"judge.path = '': judge.kind = {judge.kind!r} is read from disk; set it"
+    if judge.kind == "none" and judge.canaries_every:
+        yield f"judge.canaries_every = {judge.canaries_every}: has no effect with judge.kind = 'none'; set it to 0"
+    # A secret in one of these would be written to config.json, so neither is shown where it may hold one.
+    if "@" in judge.url or "?" in judge.url:
+        yield "judge.url: holds a login or a query (not shown); leave it off and name the key's variable in judge.key_env"
+    elif judge.url and not _is_url(judge.url):
+        yield f"judge.url = {judge.url!r}: is no http(s) address; write one such as http://localhost:8000/v1"
+    if judge.key_env and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", judge.key_env):
+        yield "judge.key_env: is no name of an environment variable (not shown, it may be the key itself); write the name"
+
+
+def _is_url(text: str) -> bool:
+    try:
+        parts = urllib.parse.urlsplit(text)
+        return bool(re.fullmatch(r"https?://[^\s#]+", text) and text.isascii() and parts.hostname and parts.port != 0)
+    except ValueError:  # of a port that is none
+        return False
 
 
 def _divides(name: str, value: int, whole: str, size: int) -> str:

@@ -32,6 +32,7 @@ class ExitCode(enum.IntEnum):
     BAD_INPUT = 2  # config or data: starting again will not help
     STOPPED = 75  # a signal asked for it; the state is saved, the same command goes on
     STUCK = 76  # the watchdog ended it
+    JUDGE_DOWN = 77  # too many attempts could not be judged; the state is saved, the same command goes on
     INTERRUPTED = 130  # second Ctrl-C; nothing was saved
 
 

@@ -119,6 +119,17 @@ REFUSED = [
     ({"data__eval_split": "train"}, ["data.eval_split = 'train'", "data.train_split"]),
     ({"data__name": "safetag"}, ["data.path = ''", "folder"]),
     ({"data__bad_rows": -1}, ["data.bad_rows = -1", "at least 0"]),
+    ({"judge__kind": "https"}, ["judge.kind = 'https'", "did you mean 'http'?"]),
+    ({"judge__kind": "http", "judge__model": "m"}, ["judge.url = ''", "set it"]),
+    ({"judge__kind": "http", "judge__url": "http://h/v1"}, ["judge.model = ''", "set it"]),
+    ({"judge__kind": "recorded"}, ["judge.path = ''", "'recorded'", "set it"]),
+    ({"judge__kind": "local"}, ["judge.path = ''", "'local'", "set it"]),
+    ({"judge__url": "localhost:8000"}, ["judge.url = 'localhost:8000'", "write one such as http://localhost:8000/v1"]),
+    ({"judge__url": "http://h:x/v1"}, ["judge.url = 'http://h:x/v1'", "no http(s) address"]),
+    ({"judge__url": "http://h /v1"}, ["judge.url = 'http://h /v1'", "no http(s) address"]),
+    ({"judge__max_failed": 1.5}, ["judge.max_failed = 1.5", "at most 1"]),
+    ({"judge__deadline": 0.0}, ["judge.deadline = 0.0", "above 0"]),
+    ({"judge__canaries_every": 5}, ["judge.canaries_every = 5", "'none'"]),
     ({"prompt__buckets": ()}, ["prompt.buckets = ()", "empty"]),
     ({"prompt__buckets": (64.0,)}, ["prompt.buckets = (64.0,)", "whole numbers"]),
     ({"prompt__buckets": (0, 64)}, ["prompt.buckets = (0, 64)", "at least 1"]),
@@ -157,6 +168,16 @@ def test_refused(changes, words):
     lines = str(error.value).splitlines()
     assert len(lines) == 1, lines
     assert [word for word in words if word not in lines[0]] == []
+
+
+SECRETS = [("url", "https://me:hush@h/v1"), ("url", "https://h/v1?k=hush"), ("key_env", "sk-hush")]
+
+
+@pytest.mark.parametrize("name,value", SECRETS)
+def test_a_secret_is_refused_and_not_shown(name, value):
+    with pytest.raises(config.ConfigError, match=f"judge.{name}: .*not shown") as error:
+        config.resolve(settings(**{f"judge__{name}": value}))
+    assert "hush" not in str(error.value)
 
 
 def test_all_problems_are_told_at_once():
