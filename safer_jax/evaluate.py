@@ -33,7 +33,7 @@ def score(rollout: Rollout, records: Sequence[Record], processor: prompts.Proces
     for token_GC, role_GC, record in zip(rollout.token_PGC, rollout.role_PGC, records, strict=True):
         texts = [opening + processor.decode(token_C[role_C > FORCED]) for token_C, role_C in zip(token_GC, role_GC)]
         responses.append(texts)
-        rows.append([scheme(text, record, settings) for text in texts])
+        rows.append([scheme.terms(text, record, None, settings) for text in texts])
     terms = {name: np.array([[row[name] for row in group] for group in rows], np.float32) for name in rows[0][0]}
     is_unsafe_P = np.array([record.combine_tag == UNSAFE for record in records])
     terms["is_unsafe"] = np.broadcast_to(is_unsafe_P[:, None], terms["reward"].shape).astype(np.float32)
