@@ -46,12 +46,11 @@ def safer_vlm(value: dict[str, float], settings: Any) -> dict[str, float]:
     }
     made = {}
     for part, (names, weights) in parts.items():
-        score = sum(weight * value[f"{part}_{name}"] for name, weight in zip(names, weights, strict=True)) / sum(
-            weights
-        )
-        score -= settings.unsupported * value[f"{part}_unsupported"]
-        score -= settings.contradiction * value[f"{part}_contradiction"]
-        made[part] = unit(min(max(score, LOW), HIGH))
+        scores = [value[f"{part}_{name}"] for name in names]
+        mean = sum(weight * score for weight, score in zip(weights, scores, strict=True)) / sum(weights)
+        penalty = settings.unsupported * value[f"{part}_unsupported"]
+        penalty += settings.contradiction * value[f"{part}_contradiction"]
+        made[part] = unit(min(max(mean - penalty, LOW), HIGH))
     judged = settings.think_share * made["think"] + (1 - settings.think_share) * made["answer"]
     return {**made, "judged": judged}
 
