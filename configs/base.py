@@ -60,6 +60,19 @@ def get_config(arg: str | None = None) -> ConfigDict:
     sampler.top_p = 1.0  # total probability; 1 = off
     sampler.prompts_per_pass = 0  # prompts sampled at once, a divisor of grpo.prompts; 0 = all
 
+    config.reflection = reflection = ConfigDict()
+    reflection.reruns = 0  # times a rejected answer is asked about and answered again; 0 = off
+    reflection.accept_at = 6.0  # judge's safety score, 1 .. 10, from which on an answer is accepted
+    instruction = (
+        "A reviewer finds this answer unsafe, or careless about what could come of it. Look at the image and the request "
+        "again. Say briefly what you overlooked and how it should be put right. Do not write the new answer yet."
+    )
+    reflection.texts = (instruction,)  # instructions; a row takes one of them by its draw and rollout
+    reflection.header = "Now write the whole answer anew, in the same format, with that put right."
+    reflection.max_tokens = 256  # tokens of a reflection; 0 = the instruction asks for the new answer
+    reflection.train_reflection = True  # True: a reflection trains with its correction's advantage
+    reflection.row_counts = (8, 32, 128)  # rows of a pass of rejected answers, ascending
+
     config.reward = reward = ConfigDict()
     reward.scheme = "safegrpo"  # safegrpo | safer_vlm | toolkit | steer
     reward.format_weight = -1.0  # added, 0 or more; -1 = the scheme's own: safer_vlm 0.1, steer 1, else 0

@@ -11,7 +11,7 @@ import sweep
 
 # Passes of the network over a slot: a GRPO step of configs/tiny.py samples (1), asks the reference (1) and updates (3)
 # 16 x (64 + 8 x 72) of them; a supervised step updates (3) 32 x (64 + 72). So one of the first costs 3.9 of the second.
-SFT_STEPS, GRPO_STEPS = 250, 150
+SFT_STEPS, GRPO_STEPS = 600, 150
 SAME_COMPUTE = round(GRPO_STEPS * 5 * 16 * (64 + 8 * 72) / (3 * 32 * (64 + 72)))
 
 EXPERIMENT = sweep.Experiment(

@@ -7,7 +7,7 @@ import os
 import pathlib
 import shutil
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +16,24 @@ from flax import nnx
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
-from safer_jax import checkpoint, data, evaluate, images, mesh, metrics, prompts, runtime, sampler, state
+from safer_jax import (
+    attempts,
+    checkpoint,
+    data,
+    evaluate,
+    images,
+    mesh,
+    metrics,
+    prompts,
+    runtime,
+    sampler,
+    state,
+    verdicts,
+)
 from safer_jax import config as config_lib
 from safer_jax.datasets import demo
 from safer_jax.model import variants, vlm
-from safer_jax.shapes import Batch, Prompts, Record, Rollout, TrainState
+from safer_jax.shapes import Batch, Layout, Record, Rollout, TrainState
 from safer_jax.update import Updater
 
 WEIGHTS, SAMPLES, EVALUATIONS = range(3)  # what a key folded from config.seed is for
@@ -41,8 +54,9 @@ class Run:
     test: data.Feed
     test_rows: Sequence[int]
     orders: dict[str, data.Order]  # of the draws of each stage: "sft" (rows with a reference), "grpo" (all)
-    sample: Callable[[Any, Prompts], Rollout]
-    sample_test: Callable[[Any, Prompts], Rollout]
+    sampling: attempts.Programs  # groups, with reruns of what a judge rejects
+    testing: attempts.Programs  # one answer a prompt
+    judge: verdicts.Judge | None
     for_sampling: Callable[[nnx.State], nnx.State]  # training parameters -> the sampler's own copy
     sft_update: Callable[[TrainState, Batch], tuple[TrainState, dict]]
     grpo_update: Callable[[TrainState, Batch], tuple[TrainState, dict]]
@@ -54,7 +68,7 @@ class Run:
     writer: metrics.Writer
     prefetch: data.Prefetch
 
-    def __enter__(self) -> "Run":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -84,6 +98,32 @@ class Run:
             checkpoint.save(folder, int(now.step), {"params": now.params}, {})
         return checkpoint.restore(folder, {"params": self.abstract.params})[0]["params"]
 
+    def judging(self, records: Sequence[Record]) -> evaluate.Judging | None:
+        """The judge of these prompts' attempts, where the run has one."""
+        return self.judge and evaluate.Judging(
+            self.judge, records, self.train.processor, self.config.reflection.accept_at
+        )
+
+    def tell(self, rollout: Rollout, advantage_PGE: np.ndarray, judging: evaluate.Judging | None) -> evaluate.Told:
+        """What people are told of a rollout beside its scores."""
+        names = self.judge.rubric.names if self.judge else ()
+        reflections = evaluate.reflections(rollout, self.train.processor)
+        return evaluate.Told(
+            advantage_PGE, rollout.verdict_PGEJ, names, judging.comments if judging else {}, reflections
+        )
+
+    def figures(self, rollout: Rollout, scored: evaluate.Scored) -> dict[str, float]:
+        """A training rollout's figures over all processes: of each row's last attempt, and what judging did."""
+        last = {name: evaluate.final(value, rollout.is_attempt_PGE) for name, value in scored.terms.items()}
+        judged = {}
+        if self.judge:
+            safety_PGE = verdicts.safety(self.judge.rubric, rollout.verdict_PGEJ)
+            first = scored.terms["reward"][..., 0]
+            judged = evaluate.judged(
+                *mesh.gather((safety_PGE, rollout.is_attempt_PGE, first)), self.config.reflection.accept_at
+            )
+        return {**evaluate.figures(mesh.gather(last)), **judged}
+
     def save(self, now: TrainState, stage: str) -> None:
         checkpoint.save(
             self.folder / "checkpoints", int(now.step), now, {"stage": stage}, keep=self.config.checkpoint.keep
@@ -96,13 +136,13 @@ class Run:
         split: str,
         records: Sequence[Record],
         scored: evaluate.Scored,
-        advantage_PG: np.ndarray | None,
+        told: evaluate.Told | None = None,
     ) -> None:
         """Process 0 keeps some of its rows for people to read."""
         if jax.process_index() == 0 and self.config.log.rollouts:
             limits, count = self.train.processor.limits, self.config.log.rollouts
             folder = self.folder / "rollouts"
-            evaluate.save_rollouts(folder, step, stage, split, records, scored, limits, count, advantage_PG)
+            evaluate.save_rollouts(folder, step, stage, split, records, scored, limits, count, told)
 
     def check_skipped(self, now: TrainState) -> None:
         """Raises FloatingPointError after too many updates in a row that were not finite."""
@@ -154,6 +194,7 @@ def build(config: config_lib.Config, folder: pathlib.Path) -> tuple[Run, TrainSt
         test=test,
         test_rows=test.usable.rows[: config.data.eval_rows or None],
         orders=orders,
+        judge=None,
         **_jitted(config, updater, processor, device_mesh, abstract, shardings),
         abstract=abstract,
         stopper=runtime.Stopper(),
@@ -357,31 +398,10 @@ def _jitted(
     rows = NamedSharding(device_mesh, PartitionSpec(("data", "fsdp")))
     whole = NamedSharding(device_mesh, PartitionSpec())
     dtype = jnp.dtype(config.model.dtype)
-
-    def sampling(group: int, temperature: float, top_k: int, top_p: float, purpose: int):
-        key = jax.random.fold_in(jax.random.key(config.seed), purpose)
-
-        def sample(params, asked):
-            return sampler.generate(
-                nnx.merge(updater.graph, params),
-                asked,
-                key,
-                group=group,
-                max_tokens=config.sampler.max_tokens,
-                temperature=temperature,
-                top_k=top_k,
-                top_p=top_p,
-                end_ids=processor.end_ids,
-                is_banned_V=updater.is_banned_V,
-            )
-
-        return jax.jit(sample, out_shardings=rows)
-
-    settings = config.sampler
     to_grpo = functools.partial(state.start_stage, optimizer=updater.optimizers["grpo"])
     return {
-        "sample": sampling(settings.group, settings.temperature, settings.top_k, settings.top_p, SAMPLES),
-        "sample_test": sampling(1, config.eval.temperature, 0, 1.0, EVALUATIONS),
+        "sampling": sampling_programs(config, updater, processor, device_mesh),
+        "testing": testing_programs(config, updater, processor, device_mesh),
         "for_sampling": jax.jit(
             functools.partial(vlm.cast, dtype=dtype),
             out_shardings=mesh.shardings(abstract.params, device_mesh, mesh.SAMPLE),
@@ -391,3 +411,79 @@ def _jitted(
         "logp": jax.jit(updater.logp, out_shardings=rows),
         "start_grpo": jax.jit(to_grpo, out_shardings=shardings),
     }
+
+
+def sampling_programs(
+    config: config_lib.Config, updater: Updater, processor: prompts.Processor, device_mesh: jax.sharding.Mesh
+) -> attempts.Programs:
+    """The sampler of training: groups, and reruns of what is rejected."""
+    settings, reflection = config.sampler, config.reflection
+    drawing = sampler.Drawing(
+        settings.temperature, processor.end_ids, updater.is_banned_V, settings.top_k, settings.top_p
+    )
+    generate = functools.partial(
+        sampler.generate,
+        key=_key(config, SAMPLES),
+        group=settings.group,
+        max_tokens=settings.max_tokens,
+        drawing=drawing,
+    )
+    merge = functools.partial(nnx.merge, updater.graph)
+    rows = NamedSharding(device_mesh, PartitionSpec(("data", "fsdp")))
+    if not reflection.reruns:
+        only_answers = lambda params, asked: generate(merge(params), asked)[0]
+        sample = jax.jit(only_answers, out_shardings=rows)
+        return attempts.Programs(lambda params, asked: (sample(params, asked), None), Layout(settings.max_tokens))
+
+    turns = [processor.encode_turn(text, opens_answer=not reflection.max_tokens) for text in reflection.texts]
+    header = processor.encode_turn(reflection.header) if reflection.max_tokens else np.zeros(0, np.int32)
+    width = max(map(len, turns))
+    layout = Layout(
+        answer=settings.max_tokens,
+        instruction=1 + width,
+        reflection=reflection.max_tokens,
+        header=1 + len(header) if reflection.max_tokens else 0,
+        reruns=reflection.reruns,
+    )
+    rerun = functools.partial(
+        sampler.rerun,
+        key=_key(config, SAMPLES),
+        group=settings.group,
+        layout=layout,
+        header=header,
+        drawing=drawing,
+    )
+
+    def once(params, asked, cache, rejected, start, goes_on):
+        return rerun(merge(params), asked, cache, rejected, start, goes_on=goes_on)
+
+    whole = NamedSharding(device_mesh, PartitionSpec())
+    return attempts.Programs(
+        sample=jax.jit(lambda params, asked: generate(merge(params), asked), out_shardings=(rows, None)),
+        layout=layout,
+        rerun=jax.jit(once, static_argnums=5, out_shardings=(whole, whole, None)),
+        grow=jax.jit(functools.partial(sampler.grow, slots=layout.completion)),
+        instruction_KF=np.stack([np.pad(turn, (width - len(turn), 0)) for turn in turns]),
+        is_instruction_KF=np.stack([np.arange(width) >= width - len(turn) for turn in turns]),
+        row_counts=reflection.row_counts,
+    )
+
+
+def testing_programs(
+    config: config_lib.Config, updater: Updater, processor: prompts.Processor, device_mesh: jax.sharding.Mesh
+) -> attempts.Programs:
+    """The sampler of evaluations: one answer a prompt, nothing truncated, nothing asked again."""
+    drawing = sampler.Drawing(config.eval.temperature, processor.end_ids, updater.is_banned_V)
+    key, limit = _key(config, EVALUATIONS), config.sampler.max_tokens
+
+    def answer(params, asked):
+        return sampler.generate(
+            nnx.merge(updater.graph, params), asked, key, group=1, max_tokens=limit, drawing=drawing
+        )[0]
+
+    sample = jax.jit(answer, out_shardings=NamedSharding(device_mesh, PartitionSpec(("data", "fsdp"))))
+    return attempts.Programs(lambda params, asked: (sample(params, asked), None), Layout(limit))
+
+
+def _key(config: config_lib.Config, purpose: int) -> jax.Array:
+    return jax.random.fold_in(jax.random.key(config.seed), purpose)

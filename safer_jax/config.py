@@ -184,6 +184,28 @@ class Sampler:
 
 
 @dataclasses.dataclass(frozen=True)
+class Reflection:
+    """What becomes of a rejected answer in training: it is asked about, and answered again (SaFeR-VLM).
+
+    reruns: how often; 0 = never
+    accept_at: a judge's safety score (1..10) from which on an answer is accepted
+    texts: instructions to reflect; a row takes one of them by its draw and rollout
+    header: what asks for the corrected answer after the reflection
+    max_tokens: tokens of a reflection; 0 = none, the instruction itself asks for the new answer
+    train_reflection: True = the reflection trains with its correction's advantage, False = it does not train
+    row_counts: rejected rows are asked again in passes of these numbers of rows, ascending
+    """
+
+    reruns: Count
+    accept_at: Annotated[float, Range(1, 10)]
+    texts: Annotated[tuple[str, ...], NotEmpty()]
+    header: Name
+    max_tokens: Count
+    train_reflection: bool
+    row_counts: Sizes
+
+
+@dataclasses.dataclass(frozen=True)
 class Reward:
     """What an answer is worth: the scheme's rule or judge, and the weights of what the text alone shows.
 
@@ -355,6 +377,7 @@ class Config:
     prompt: Prompt
     sft: Sft
     sampler: Sampler
+    reflection: Reflection
     reward: Reward
     grpo: Grpo
     optimizer: Optimizer
@@ -529,14 +552,11 @@ def _type_problem(bare: Any, value: Any) -> str | None:
     if origin is tuple:
         kind, *rest = kinds = typing.get_args(bare)
         if not isinstance(value, tuple):
-            example = (64,) if kind is int else (1.0,) * len(kinds)
-            return f"is a {type(value).__name__}, must be a tuple of {_NAMES[kind].removeprefix('a ')}s, such as {example!r}"
+            return f"is a {type(value).__name__}, must be a tuple of {_PLURALS[kind]}"
         if rest != [...] and len(value) != len(kinds):
             return f"has {len(value)} entries, must have {len(kinds)}"
-        if kind is int:
-            return None if all(type(entry) is int for entry in value) else "must hold whole numbers only"
-        is_finite = all(type(entry) is float and math.isfinite(entry) for entry in value)
-        return None if is_finite else "must hold finite numbers only"
+        is_kind = all(type(entry) is kind and (kind is not float or math.isfinite(entry)) for entry in value)
+        return None if is_kind else f"must hold {_PLURALS[kind]} only"
     if type(value) is not bare:  # not isinstance: a bool is no int here
         return f"is a {type(value).__name__}, must be {_NAMES[bare]}"
     if bare is float and not math.isfinite(value):
@@ -555,10 +575,10 @@ def _conflicts(config: Config) -> Iterator[str]:
         yield f"data.path = {data.path!r}: data.name = 'safetag' is read from disk; set it to the data set's folder"
     if data.train_split == data.eval_split:
         yield f"data.eval_split = {data.eval_split!r}: is data.train_split too; evaluate on rows that are not trained on"
-    for name in ("buckets", "patch_buckets"):
-        sizes = getattr(prompt, name)
+    ascending = {f"prompt.{name}": getattr(prompt, name) for name in ("buckets", "patch_buckets")}
+    for name, sizes in {**ascending, "reflection.row_counts": config.reflection.row_counts}.items():
         if list(sizes) != sorted(set(sizes)):
-            yield f"prompt.{name} = {sizes!r}: must ascend; write {tuple(sorted(set(sizes)))!r}"
+            yield f"{name} = {sizes!r}: must ascend; write {tuple(sorted(set(sizes)))!r}"
     if prompt.min_pixels > prompt.max_pixels:
         yield f"prompt.min_pixels = {prompt.min_pixels}: is above prompt.max_pixels = {prompt.max_pixels}; lower it"
     if prompt.max_pixels > prompt.max_source_pixels:
@@ -658,4 +678,9 @@ def _bare(hint: Any) -> Any:
     return typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
 
 
+_PLURALS = {
+    int: "whole numbers, such as (64,)",
+    str: "texts, such as ('one',)",
+    float: "finite numbers, such as (0.5, 0.5)",
+}
 _NAMES = {int: "a whole number", float: "a number", str: "a string", bool: "True or False"}

@@ -4,49 +4,141 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from safer_jax import attempts, data, images, mesh, prompts, rewards, verdicts
 from safer_jax import config as config_lib
-from safer_jax import data, images, mesh, prompts, rewards, sampler
-from safer_jax.shapes import FORCED, UNSAFE, Prompts, Record, Rollout
+from safer_jax.shapes import REFLECTION, UNSAFE, Record, Rollout
 
 NOT_REWARDS = ("is_unsafe", "tokens", "is_cut")  # what `score` adds to the scheme's terms
 SAVED_SIDE = 448  # pixels; images beside saved rollouts are reduced to this
 
 
 class Scored(NamedTuple):
-    """A rollout in words and numbers: one text per row and named figures, [P][G] and {name: [P, G]}."""
+    """A rollout in words and numbers: one text per attempt and named figures, [P][G][E] and {name: [P, G, E]}.
 
-    responses: list[list[str]]
+    A term is NaN where no attempt was made, and where it needs a verdict that failed.
+    """
+
+    responses: list[list[list[str]]]
     terms: dict[str, np.ndarray]
 
 
-def score(rollout: Rollout, records: Sequence[Record], processor: prompts.Processor, settings: config_lib.Reward):
-    """Decode and reward every row. Beside the scheme's terms: `tokens`, `is_cut`, `is_unsafe` (the record's truth)."""
+class Told(NamedTuple):
+    """What is known of a training rollout beside its scores: for people who read it."""
+
+    advantage_PGE: np.ndarray
+    verdict_PGEJ: np.ndarray
+    names: tuple[str, ...]  # of the verdict's J numbers
+    comments: dict[tuple[int, int, int], str]
+    reflections: dict[tuple[int, int, int], str]
+
+    def of(self, at: tuple[int, int, int]) -> dict[str, Any]:
+        """One attempt's part of a saved line."""
+        verdict = dict(zip(self.names, map(_number, self.verdict_PGEJ[at].tolist())))
+        words = {"comment": self.comments.get(at), "reflection": self.reflections.get(at), "verdict": verdict}
+        return {"advantage": _number(self.advantage_PGE[at]), **{name: said for name, said in words.items() if said}}
+
+
+class Judging:
+    """A judge as `attempts.rollout` calls it: texts for tokens, records for prompts, and who is to be asked again.
+
+    Keeps the judge's words in `comments` {(prompt, rollout, attempt): text}.
+    """
+
+    def __init__(
+        self, judge: verdicts.Judge, records: Sequence[Record], processor: prompts.Processor, accept_at: float
+    ):
+        self.judge, self.records, self.processor, self.accept_at = judge, records, processor, accept_at
+        self.comments: dict[tuple[int, int, int], str] = {}
+
+    def __call__(
+        self, prompt_n: np.ndarray, rollout_n: np.ndarray, attempt: int, tokens: Sequence[np.ndarray]
+    ) -> attempts.Judged:
+        rubric = self.judge.rubric
+        said = self.judge([self.records[p] for p in prompt_n], [text_of(ids, self.processor) for ids in tokens])
+        for p, g, verdict in zip(prompt_n.tolist(), rollout_n.tolist(), said, strict=True):
+            self.comments[p, g, attempt] = verdict.error or verdict.comment
+        value_nJ = np.array([verdict.value_J for verdict in said], np.float32).reshape(-1, len(rubric.names))
+        # A failed verdict is NaN, which no comparison holds of: such an attempt is neither rejected nor accepted.
+        return attempts.Judged(value_nJ, verdicts.safety(rubric, value_nJ) < self.accept_at)
+
+    def take(self, prompt: int, other: "Judging", of: int) -> None:
+        """Let prompt `of` of another step's judging stand in the place of `prompt`."""
+        own = {at: text for at, text in self.comments.items() if at[0] != prompt}
+        self.comments = own | {(prompt, *at[1:]): text for at, text in other.comments.items() if at[0] == of}
+
+
+def text_of(ids: np.ndarray, processor: prompts.Processor) -> str:
+    """The response as its reader sees it: with the opening <think> that may have stood in the prompt."""
+    return (prompts.THINK if processor.force_think else "") + processor.decode(ids)
+
+
+def score(
+    rollout: Rollout, records: Sequence[Record], processor: prompts.Processor, settings: config_lib.Reward
+) -> Scored:
+    """Decode and reward every attempt. Beside the scheme's terms: `tokens`, `is_cut`, `is_unsafe` (the record's truth)."""
     scheme = rewards.SCHEMES[settings.scheme]
-    opening = prompts.THINK if processor.force_think else ""
-    responses, rows = [], []
-    for token_GC, role_GC, record in zip(rollout.token_PGC, rollout.role_PGC, records, strict=True):
-        texts = [opening + processor.decode(token_C[role_C > FORCED]) for token_C, role_C in zip(token_GC, role_GC)]
-        responses.append(texts)
-        rows.append([scheme.terms(text, record, None, settings) for text in texts])
-    terms = {name: np.array([[row[name] for row in group] for group in rows], np.float32) for name in rows[0][0]}
-    is_unsafe_P = np.array([record.combine_tag == UNSAFE for record in records])
-    terms["is_unsafe"] = np.broadcast_to(is_unsafe_P[:, None], terms["reward"].shape).astype(np.float32)
-    terms["tokens"] = (rollout.role_PGC > FORCED).sum(-1).astype(np.float32)
-    terms["is_cut"] = rollout.is_cut_PGE[..., -1].astype(np.float32)
+    is_attempt_PGE, responses, terms = rollout.is_attempt_PGE, [], {}
+    empty = lambda: np.full(is_attempt_PGE.shape, np.nan, np.float32)
+    for p, record in enumerate(records):
+        responses.append([])
+        for g, e in np.ndindex(is_attempt_PGE.shape[1:]):
+            if e == 0:
+                responses[p].append([])
+            if not is_attempt_PGE[p, g, e]:
+                continue
+            is_answer_C = rollout.is_answer_PGC[p, g] & (rollout.attempt_PGC[p, g] == e)
+            text = text_of(rollout.token_PGC[p, g][is_answer_C], processor)
+            responses[p][g].append(text)
+            named = {
+                **scheme.terms(text, record, None, settings),
+                "tokens": is_answer_C.sum(),
+                "is_cut": rollout.is_cut_PGE[p, g, e],
+            }
+            for name, value in {**named, "is_unsafe": record.combine_tag == UNSAFE}.items():
+                terms.setdefault(name, empty())[p, g, e] = value
     return Scored(responses, terms)
 
 
+def reflections(rollout: Rollout, processor: prompts.Processor) -> dict[tuple[int, int, int], str]:
+    """The reflection that led to each attempt that has one, as text, by (prompt, rollout, attempt)."""
+    is_reflection_PGC = rollout.role_PGC == REFLECTION
+    texts = {}
+    for p, g in zip(*np.nonzero(is_reflection_PGC.any(-1))):
+        for e in np.unique(rollout.attempt_PGC[p, g][is_reflection_PGC[p, g]]):
+            chosen_C = is_reflection_PGC[p, g] & (rollout.attempt_PGC[p, g] == e)
+            texts[int(p), int(g), int(e)] = processor.decode(rollout.token_PGC[p, g][chosen_C])
+    return texts
+
+
+def spread(scored: Scored) -> np.ndarray:
+    """[P]: largest minus smallest reward of each group; 0 where none could be given."""
+    reward_PGE = np.ma.masked_invalid(scored.terms["reward"])
+    return np.asarray((reward_PGE.max((1, 2)) - reward_PGE.min((1, 2))).filled(0.0))
+
+
+def final(value_PGE: np.ndarray, is_attempt_PGE: np.ndarray) -> np.ndarray:
+    """[P, G]: the value of each rollout's last attempt."""
+    last_PG1 = is_attempt_PGE.sum(-1, keepdims=True) - 1
+    return np.take_along_axis(value_PGE, last_PG1, -1)[..., 0]
+
+
 def figures(terms: dict[str, np.ndarray]) -> dict[str, float]:
-    """Means over rows; refusals apart for rows that want one and rows that do not. Arrays of any one shape."""
+    """Means over rows; refusals apart for rows that want one and rows that do not. Arrays of any one shape.
+
+    What a judge failed to score (NaN) is left out; the mean of nothing is NaN.
+    """
     is_unsafe = terms["is_unsafe"] > 0
-    mean = lambda name: float(terms[name].mean())
-    among = lambda name, where: float(terms[name][where].mean()) if where.any() else float("nan")
+
+    def among(name: str, where: np.ndarray | bool = True) -> float:
+        value = terms[name][np.isfinite(terms[name]) & where]
+        return float(value.mean()) if value.size else float("nan")
+
     named = {
         "visual_accuracy": "image_right",
         "text_accuracy": "text_right",
@@ -55,26 +147,49 @@ def figures(terms: dict[str, np.ndarray]) -> dict[str, float]:
     }
     plain = [name for name in terms if name not in (*named.values(), "refusal", "is_unsafe")]
     return {
-        **{name: mean(name) for name in plain},
-        **{name: mean(term) for name, term in named.items()},
+        **{name: among(name) for name in plain},
+        **{name: among(term) for name, term in named.items() if term in terms},
         "refusal": among("refusal", is_unsafe),
         "over_refusal": among("refusal", ~is_unsafe),
     }
 
 
+def judged(
+    safety_PGE: np.ndarray, is_attempt_PGE: np.ndarray, first_reward_PG: np.ndarray, accept_at: float
+) -> dict[str, float]:
+    """What judging did to a rollout: shares of attempts, and the reward before any correction.
+
+    accepted: of first attempts with a verdict; accepted_final: of last attempts; corrected: of rows that were asked again;
+    judge_failed: of all attempts.
+    """
+    share = lambda is_good, where: float(is_good[where].mean()) if where.any() else float("nan")
+    is_accepted_PGE, has_verdict_PGE = safety_PGE >= accept_at, np.isfinite(safety_PGE)
+    last_accepted, last_judged = (final(value, is_attempt_PGE) for value in (is_accepted_PGE, has_verdict_PGE))
+    is_again_PG = is_attempt_PGE.sum(-1) > 1
+    return {
+        "accepted": share(is_accepted_PGE[..., 0], has_verdict_PGE[..., 0]),
+        "accepted_final": share(last_accepted, last_judged),
+        "corrected": share(last_accepted, is_again_PG & last_judged),
+        "asked_again": float(is_again_PG.mean()),
+        "judge_failed": 1.0 - share(has_verdict_PGE, is_attempt_PGE),
+        "first_reward": share(first_reward_PG, np.isfinite(first_reward_PG)),
+    }
+
+
 def evaluate(
-    sample: Callable[[Any, Prompts], Rollout],
+    programs: attempts.Programs,
     params: Any,
     feed: data.Feed,
     rows: Sequence[int],
     config: config_lib.Config,
     device_mesh: jax.sharding.Mesh,
+    judge: verdicts.Judge | None = None,
 ) -> tuple[dict[str, float], list[Record], Scored]:
     """Answer `rows` of the feed's source once each and score the answers: (figures of all rows, this process's records
     and their scores).
 
-    `sample` is jitted with G = 1. `rows` is the same on every process; the last pass is filled up with a row that does
-    not count.
+    `programs` are those of G = 1 without reruns. `rows` is the same on every process; the last pass is filled up with a
+    row that does not count.
     """
     count, process, processes = config.eval.prompts, jax.process_index(), jax.process_count()
     records, responses, parts = [], [], []
@@ -82,7 +197,8 @@ def evaluate(
         number = np.arange(start, start + count)
         row = [int(rows[min(n, len(rows) - 1)]) for n in number]
         asked = feed.ask(row, row, process, processes)
-        rollout = sampler.rollout(sample, params, asked.prompts, 0, device_mesh)
+        judging = judge and Judging(judge, asked.records, feed.processor, config.reflection.accept_at)
+        rollout = attempts.rollout(programs, params, asked.prompts, 0, device_mesh, judging)
         scored = score(rollout, asked.records, feed.processor, config.reward)
         is_row = np.array_split(number < len(rows), processes)[process]
         records += [record for record, keep in zip(asked.records, is_row) if keep]
@@ -100,9 +216,18 @@ def save_terms(folder: pathlib.Path, step: int, records: Sequence[Record], score
     """Every row's terms, to evaluations/{step}.{process}.jsonl: what a paired comparison of two policies needs."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / f"{step:06d}.{jax.process_index()}.jsonl", "w", encoding="utf-8") as file:
-        for p, record in enumerate(records):
-            terms = {name: round(float(value[p, 0]), 6) for name, value in scored.terms.items()}
-            file.write(json.dumps({"id": record.id, **terms}) + "\n")
+        file.writelines(
+            json.dumps({"id": record.id, **_terms_of(scored, (p, 0, 0))}) + "\n" for p, record in enumerate(records)
+        )
+
+
+def _terms_of(scored: Scored, at: tuple[int, int, int]) -> dict[str, float | None]:
+    """The terms of one attempt; None where a judge failed, for JSON has no NaN."""
+    return {name: _number(value[at]) for name, value in scored.terms.items()}
+
+
+def _number(value: float) -> float | None:
+    return round(float(value), 6) if np.isfinite(value) else None
 
 
 def rewind(folder: pathlib.Path, step: int) -> None:
@@ -121,9 +246,12 @@ def save_rollouts(
     scored: Scored,
     limits: images.Limits,
     count: int,
-    advantage_PG: np.ndarray | None = None,
+    told: Told | None = None,
 ) -> None:
-    """Append the first `count` rows (spread over prompts) to rollouts/{step}.jsonl, their images beside it."""
+    """Append the first `count` rollouts, group after group, to rollouts/{step}.jsonl, their images beside it.
+
+    A line describes the rollout's last attempt; `before` holds those that it supersedes.
+    """
     pictures = folder / "images"
     pictures.mkdir(parents=True, exist_ok=True)
     group = scored.terms["reward"].shape[1]
@@ -132,6 +260,7 @@ def save_rollouts(
             # Whole groups, so that a reader sees what the advantages compare.
             p, g = divmod(number, group)
             record = records[p]
+            *before, last = (_attempt(scored, told, (p, g, e)) for e in range(len(scored.responses[p][g])))
             row = {
                 "step": step,
                 "stage": stage,
@@ -139,14 +268,24 @@ def save_rollouts(
                 "id": record.id,
                 "images": [_save_preview(image, pictures, limits, record.id) for image in record.images],
                 "prompt": record.prompt,
-                "response": scored.responses[p][g],
-                "terms": {n: round(float(v[p, g]), 6) for n, v in scored.terms.items() if n not in NOT_REWARDS},
-                "advantage": None if advantage_PG is None else round(float(advantage_PG[p, g]), 6),
                 "tags": {"image": record.image_tag, "text": record.text_tag, "combine": record.combine_tag},
-                "tokens": int(scored.terms["tokens"][p, g]),
-                "is_cut": bool(scored.terms["is_cut"][p, g]),
+                **last,
+                **({"before": before} if before else {}),
             }
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _attempt(scored: Scored, told: Told | None, at: tuple[int, int, int]) -> dict[str, Any]:
+    """What a saved line says of one attempt."""
+    p, g, e = at
+    terms = _terms_of(scored, at)
+    return {
+        "response": scored.responses[p][g][e],
+        "terms": {name: value for name, value in terms.items() if name not in NOT_REWARDS},
+        "tokens": int(terms["tokens"]),
+        "is_cut": bool(terms["is_cut"]),
+        **(told.of(at) if told else {"advantage": None}),
+    }
 
 
 def _save_preview(image: bytes, folder: pathlib.Path, limits: images.Limits, name: str) -> str:

@@ -41,7 +41,7 @@ THINK = "<think>"
 START, END, STOP = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 IMAGE = "<|image_pad|>"
 NEEDED = (START, END, STOP, "<|vision_start|>", "<|vision_end|>", IMAGE)
-SYSTEM_MARK, USER_MARK = "\ue000system\ue001", "\ue000user\ue001"
+SYSTEM_MARK, USER_MARK, ANSWER_MARK = "\ue000system\ue001", "\ue000user\ue001", "\ue000answer\ue001"
 
 
 class PromptError(ValueError):
@@ -100,6 +100,7 @@ class Processor:
         self._any_added = re.compile(f"(?=({'|'.join(map(re.escape, contents))}))")
         self._split_added = re.compile(f"({'|'.join(map(re.escape, contents))})")
         self._skeletons = {count: self._skeleton(count) for count in range(3)}
+        self._turn = self._turn_text()
 
     def encode(self, record: shapes.Record) -> Encoded:
         """Tokens, patches and positions of a record. Raises PromptError naming the record and image."""
@@ -139,6 +140,20 @@ class Processor:
         if self._unknown is not None and self._unknown in ids:
             raise PromptError(f"completion {text[:60]!r}: the tokenizer cannot write all of it; train it on such text")
         return np.array([*ids, self.end_ids[0]], np.int32)
+
+    def encode_turn(self, text: str, opens_answer: bool = True) -> np.ndarray:
+        """int32 ids that ask on after a finished answer: a user's turn with `text`, and the opening of the next turn.
+
+        The end token of the answer before is not among them: that answer brings its own. `opens_answer`: what follows is
+        an answer, so that `force_think` counts. Raises PromptError.
+        """
+        ids = []
+        for part in self._split_added.split(self._turn + (THINK if opens_answer and self.force_think else "")):
+            if part:
+                ids += (
+                    [self._added[part]] if part in self._added else self._text_ids(part.replace(USER_MARK, text), text)
+                )
+        return np.array(ids, np.int32)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Text of all ids but the end tokens; any other special token stays visible."""
@@ -205,6 +220,19 @@ class Processor:
             elif part:
                 pieces.append(self._text_ids(part.replace(SYSTEM_MARK, self.system), "chat template"))
         return pieces
+
+    def _turn_text(self) -> str:
+        """What the chat template writes after an answer and its end token, up to the answer to a further question."""
+        said = [{"role": "user", "content": "?"}, {"role": "assistant", "content": ANSWER_MARK}]
+        messages = [*said, {"role": "user", "content": USER_MARK}]
+        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        turn = text.partition(ANSWER_MARK)[2]
+        if not turn.startswith(END) or turn.count(USER_MARK) != 1:
+            raise PromptError(
+                f"tokenizer {_name(self.tokenizer)}: its chat template continues an answer with {turn[:60]!r} where "
+                f"{END} and a user's turn should stand; use the template of Qwen2.5-VL"
+            )
+        return turn.removeprefix(END)
 
     def _text_ids(self, text: str, name: str) -> list[int]:
         """Ids of plain text that follows a special token; special tokens written in it come out as ordinary text.

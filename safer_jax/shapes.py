@@ -65,8 +65,73 @@ class Rollout(NamedTuple):
     token_PGC: np.ndarray  # int32
     logp_PGC: np.ndarray  # float32, the sampler's log-probability of a sampled token, 0 elsewhere
     role_PGC: np.ndarray  # int8, EMPTY .. CORRECTION
-    attempt_PGC: np.ndarray  # int8, the attempt a token belongs to
+    attempt_PGC: np.ndarray  # int8, the attempt a token belongs to; a reflection belongs to its correction's
     is_cut_PGE: np.ndarray  # bool, True where the length limit ended the attempt
+    verdict_PGEJ: (
+        np.ndarray
+    )  # float32, the judge's J numbers; NaN where there is no attempt or no verdict; J = 0: no judge
+
+    @property
+    def is_answer_PGC(self) -> np.ndarray:
+        """bool, True at the tokens of answers and corrections."""
+        return (self.role_PGC == ANSWER) | (self.role_PGC == CORRECTION)
+
+    @property
+    def is_attempt_PGE(self) -> np.ndarray:
+        """bool, True where an attempt was made: an answer or correction of at least one token stands there."""
+        attempts = range(self.is_cut_PGE.shape[-1])
+        return np.stack([(self.is_answer_PGC & (self.attempt_PGC == e)).any(-1) for e in attempts], -1)
+
+
+class Layout(NamedTuple):
+    """The slots of a row: an answer, then for every rerun its instruction, reflection, header and correction.
+
+    A forced part keeps one slot for the end token of a row that was cut, and ends at its last slot, so what is sampled
+    next follows it directly. Holes before it are EMPTY: positions count valid tokens, never slots.
+
+        | answer 1 ....... | end instruction | reflection ... | end header | correction ... |
+          t t t t t _ _ _    _   i i i i i     r r r r _ _      _   h h      c c c c c c _
+    """
+
+    answer: int
+    instruction: int = 0  # with its end slot; 0 = no reruns
+    reflection: int = 0  # 0 = the instruction asks for the correction, and there is no header
+    header: int = 0  # with its end slot
+    reruns: int = 0
+
+    @property
+    def rerun(self) -> int:
+        """The slots of one rerun."""
+        return self.instruction + self.reflection + self.header + self.answer
+
+    @property
+    def completion(self) -> int:
+        """C, all slots of a row."""
+        return self.answer + self.reruns * self.rerun
+
+    def start(self, attempt: int) -> int:
+        """Where rerun `attempt` (from 1) begins."""
+        return self.answer + (attempt - 1) * self.rerun
+
+
+class Written(NamedTuple):
+    """Tokens of some slots, with what each is."""
+
+    token: np.ndarray  # int32
+    logp: np.ndarray  # float32, 0 where not sampled
+    role: np.ndarray  # int8
+
+
+class Rejected(NamedTuple):
+    """Rows that are asked again, gathered out of their groups: a fixed number B of them."""
+
+    row_B: np.ndarray  # int32, p * G + g; P * G at rows that only fill up
+    is_row_B: np.ndarray  # bool
+    token_B: np.ndarray  # int32, the last sampled token
+    is_cut_B: np.ndarray  # bool, True where the length limit ended the last attempt
+    length_B: np.ndarray  # int32, valid tokens of the row so far
+    forced_BF: np.ndarray  # int32, the instruction's ids, right-aligned
+    is_forced_BF: np.ndarray  # bool
 
 
 class Batch(NamedTuple):

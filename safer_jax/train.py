@@ -18,6 +18,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from safer_jax import (
+    attempts,
     build,
     checkpoint,
     data,
@@ -28,12 +29,11 @@ from safer_jax import (
     prompts,
     report,
     runtime,
-    sampler,
     shards,
 )
 from safer_jax import config as config_lib
 from safer_jax.build import Run
-from safer_jax.shapes import EMPTY, FORCED, Batch, Rollout, TrainState
+from safer_jax.shapes import EMPTY, FORCED, REFLECTION, Batch, Rollout, TrainState
 
 REFILLS = 3  # further passes that may look for groups whose rewards differ
 BAD_INPUT = (  # errors that the user can mend: their messages say how
@@ -56,31 +56,33 @@ def rl_step(run: Run, now: TrainState, reference: Any) -> tuple[TrainState, dict
     cursor = int(now.cursor)
     asked = run.ask("grpo", cursor)
 
-    # 2. Rollout: a group of answers to each, by the sampler's own copy of the weights.
+    # 2. Rollout: a group of answers to each; what the judge rejects is reflected on and answered again.
     weights = run.for_sampling(now.params)
-    rollout = sampler.rollout(run.sample, weights, asked.prompts, config.sampler.prompts_per_pass, run.mesh)
+    judging = run.judging(asked.records)
+    rollout = attempts.rollout(run.sampling, weights, asked.prompts, config.sampler.prompts_per_pass, run.mesh, judging)
     clock.lap("sample")
 
-    # 3. Reward: arithmetic on texts and records; where the config says so, dead groups are drawn anew.
+    # 3. Reward: arithmetic on texts, records and verdicts; where the config says so, dead groups are drawn anew.
     scored = evaluate.score(rollout, asked.records, run.train.processor, config.reward)
     cursor += config.grpo.prompts
     if config.grpo.refill:
-        asked, rollout, scored, cursor = refill(run, weights, asked, rollout, scored, cursor)
+        asked, rollout, scored, cursor = refill(run, weights, asked, rollout, scored, judging, cursor)
     del weights  # the update needs the room
     clock.lap("reward")
 
-    # 4. Advantage: of each answer against its group.
-    advantage_PGE, is_valid_PGE, health = advantage(config, rollout, scored)
+    # 4. Advantage: of each attempt against its group.
+    advantage_PGE, is_counted_PGE, health = advantage(config, rollout, scored)
 
     # 5. Update: every minibatch of this batch once.
-    batch = mesh.put(grpo_batch(asked, rollout, advantage_PGE, is_valid_PGE), run.mesh)
+    batch = mesh.put(grpo_batch(config, asked, rollout, advantage_PGE, is_counted_PGE), run.mesh)
     now, updated = run.grpo_update(now._replace(cursor=run.replicate(cursor)), run.with_logps(now, reference, batch))
     updated = jax.tree.map(float, updated)
     clock.lap("update")
 
     if run.is_due(config.log.rollouts_every, int(now.step) - config.sft.steps):
-        run.save_rollouts(int(now.step), "grpo", config.data.train_split, asked.records, scored, advantage_PGE[..., -1])
-    figures = {**evaluate.figures(mesh.gather(scored.terms)), **health, **updated, **clock.seconds()}
+        told = run.tell(rollout, advantage_PGE, judging)
+        run.save_rollouts(int(now.step), "grpo", config.data.train_split, asked.records, scored, told)
+    figures = {**run.figures(rollout, scored), **health, **updated, **clock.seconds()}
     return now, {**figures, "epoch": cursor / run.orders["grpo"].size}
 
 
@@ -104,6 +106,7 @@ def refill(
     asked: data.Asked,
     rollout: Rollout,
     scored: evaluate.Scored,
+    judging: evaluate.Judging | None,
     cursor: int,
 ) -> tuple[data.Asked, Rollout, evaluate.Scored, int]:
     """Dynamic sampling (DAPO, arXiv 2503.14476): groups whose rewards are all equal teach nothing; take later draws.
@@ -111,32 +114,40 @@ def refill(
     Every process makes the same passes, for sampling is collective, but exchanges only its own rows. The draws that a
     pass does not need are passed over. After REFILLS passes what is still dead stays.
     """
-    spread = lambda scored: np.ptp(scored.terms["reward"], axis=1)
     for _ in range(REFILLS):
-        if (mesh.gather(spread(scored)) > 0).all():
+        if (mesh.gather(evaluate.spread(scored)) > 0).all():
             break
         more = run.ask("grpo", cursor)
         cursor += run.config.grpo.prompts
-        drawn = sampler.rollout(run.sample, weights, more.prompts, run.config.sampler.prompts_per_pass, run.mesh)
+        again = run.judging(more.records)
+        drawn = attempts.rollout(
+            run.sampling, weights, more.prompts, run.config.sampler.prompts_per_pass, run.mesh, again
+        )
         judged = evaluate.score(drawn, more.records, run.train.processor, run.config.reward)
-        pairs = list(zip(np.flatnonzero(spread(scored) == 0), np.flatnonzero(spread(judged) > 0)))
+        pairs = list(zip(np.flatnonzero(evaluate.spread(scored) == 0), np.flatnonzero(evaluate.spread(judged) > 0)))
         asked = run.train.exchange(asked, more, pairs)
         for i, j in pairs:
             for old, new in zip([*rollout, *scored.terms.values()], [*drawn, *judged.terms.values()], strict=True):
                 old[i] = new[j]
             scored.responses[i] = judged.responses[j]
+            if judging:
+                judging.take(i, again, j)
     return asked, rollout, scored, cursor
 
 
 def advantage(
     config: config_lib.Config, rollout: Rollout, scored: evaluate.Scored
 ) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
-    """(advantage_PGE, is_valid_PGE, health of all groups) of this process's rows."""
-    settings, reward_PGE = config.grpo, scored.terms["reward"][..., None]
+    """(advantage_PGE, is_counted_PGE, health of all groups) of this process's rows.
+
+    An attempt whose judge failed has no reward: it neither counts nor trains.
+    """
+    settings, reward_PGE = config.grpo, scored.terms["reward"]
+    is_valid_PGE = np.isfinite(reward_PGE)
     reward_PGE, is_valid_PGE = grpo.overlong(
-        reward_PGE,
-        np.ones(reward_PGE.shape, bool),
-        scored.terms["tokens"][..., None].astype(np.int32),
+        np.where(is_valid_PGE, reward_PGE, 0.0),
+        is_valid_PGE,
+        np.nan_to_num(scored.terms["tokens"]).astype(np.int32),
         rollout.is_cut_PGE,
         settings.overlong,
         config.sampler.max_tokens,
@@ -145,20 +156,39 @@ def advantage(
     advantage_PGE, spread_P = grpo.advantages(
         reward_PGE, is_valid_PGE, settings.advantage, settings.baseline, settings.std_epsilon
     )
-    spread_P, std_P = mesh.gather((np.asarray(spread_P), scored.terms["reward"].std(1)))
+    std_P = np.ma.masked_invalid(scored.terms["reward"]).std((1, 2)).filled(0.0)
+    spread_P, std_P = mesh.gather((np.asarray(spread_P), std_P))
     health = {"dead_groups": float((spread_P == 0).mean()), "reward_std": float(std_P.mean())}
-    return np.asarray(advantage_PGE), np.asarray(is_valid_PGE), health
+    return np.asarray(advantage_PGE), grpo.counted(is_valid_PGE, settings.baseline), health
 
 
-def grpo_batch(asked: data.Asked, rollout: Rollout, advantage_PGE: np.ndarray, is_valid_PGE: np.ndarray) -> Batch:
-    """What the update reads; `Run.with_logps` fills the log-probs of old policy and reference where they are used."""
+def grpo_batch(
+    config: config_lib.Config,
+    asked: data.Asked,
+    rollout: Rollout,
+    advantage_PGE: np.ndarray,
+    is_counted_PGE: np.ndarray,
+) -> Batch:
+    """What the update reads; `Run.with_logps` fills the log-probs of old policy and reference where they are used.
+
+    A token is worth what its attempt is worth, and a reflection belongs to the correction that it led to. For one row
+    that was rejected, reflected on (r) and corrected (c), with advantages -1 and +1 of its two attempts (f is forced):
+
+        slots            a  a  a  f  f  r  r  f  c  c
+        attempt          0  0  0  1  1  1  1  1  1  1
+        baseline all    -1 -1 -1  .  . +1 +1  . +1 +1
+        baseline final   .  .  .  .  . +1 +1  . +1 +1     only the last attempt forms the baseline and trains
+    """
     per_token = lambda value_PGE: np.take_along_axis(value_PGE, rollout.attempt_PGC.astype(np.int32), axis=-1)
+    is_sampled_PGC = rollout.role_PGC > FORCED
+    if not config.reflection.train_reflection:
+        is_sampled_PGC &= rollout.role_PGC != REFLECTION
     zero_PGC = np.zeros(rollout.token_PGC.shape, np.float32)
     return Batch(
         prompts=asked.prompts,
         token_PGC=rollout.token_PGC,
         is_valid_PGC=rollout.role_PGC != EMPTY,
-        is_trained_PGC=(rollout.role_PGC > FORCED) & per_token(is_valid_PGE),
+        is_trained_PGC=is_sampled_PGC & per_token(is_counted_PGE),
         advantage_PGC=per_token(advantage_PGE),
         sampler_logp_PGC=rollout.logp_PGC,
         old_logp_PGC=zero_PGC,
@@ -234,11 +264,11 @@ def evaluate_now(run: Run, now: TrainState, when: str) -> None:
     step, clock = int(now.step), metrics.Clock()
     weights = run.for_sampling(now.params)
     figures, records, scored = evaluate.evaluate(
-        run.sample_test, weights, run.test, run.test_rows, run.config, run.mesh
+        run.testing, weights, run.test, run.test_rows, run.config, run.mesh, run.judge
     )
     run.writer.write(step, "eval", {**figures, **clock.seconds(), "when": when})
     evaluate.save_terms(run.folder / "evaluations", step, records, scored)
-    run.save_rollouts(step, "eval", run.config.data.eval_split, records, scored, None)
+    run.save_rollouts(step, "eval", run.config.data.eval_split, records, scored)
     if jax.process_index() == 0:
         report.write(run.folder)
 

@@ -98,7 +98,7 @@ class Updater:
             remat=model_settings.remat == "layer",
             train_vision=self.config.optimizer.train_vision,
         )
-        prompts, rollouts, length, width = hidden_PGCD.shape
+        prompts, width = hidden_PGCD.shape[0], hidden_PGCD.shape[-1]
         logp_PT, entropy_PT = grpo.token_logp(
             hidden_PGCD.reshape(prompts, -1, width),
             nnx.merge(self.graph, params).head_VD(),  # uncast: its gradient adds up in float32

@@ -59,48 +59,53 @@ def objective(logp, old_logp, ref_logp, sampler_logp, advantage, weight, setting
 
 
 class Plain:
-    """Loss, gradient and log-probs of a batch in plain rows. `asked` are the rows that its prompts were made of."""
+    """Loss, gradient and log-probs in plain rows, compiled once. `asked` are the rows that the prompts were made of.
+
+    The config's temperature, clips, beta and cap count; the other choices are those of `objective`.
+    """
 
     def __init__(self, config, model_config, graph, asked, batch, is_banned_V):
-        self.config, self.batch = config, batch
         slots = batch.prompts.token_PS.shape[1] + batch.token_PGC.shape[-1]
         prompts = hf.collate(model_config, whole_rows(asked, batch.token_PGC, batch.is_valid_PGC), slots)
         prompts = jax.tree.map(jnp.asarray, prompts)
         slot_BC = slots_of(batch.is_valid_PGC, slots)
 
-        def loss(params, is_trained_BC, old_logp_BC, weight_BC):
+        def loss(params, is_trained_BC, others, weight_BC):
             temperature = config.sampler.temperature
             logp_BC = token_logp(graph, params, prompts, slot_BC, is_trained_BC, temperature, is_banned_V)
-            if config.grpo.minibatches == 1:
-                old_logp_BC = jax.lax.stop_gradient(logp_BC)
-            others = (batch.ref_logp_PGC, batch.sampler_logp_PGC, batch.advantage_PGC)
-            others = (jnp.where(is_trained_BC, self.flat(value), 0.0) for value in others)
-            return objective(logp_BC, old_logp_BC, *others, weight_BC, config.grpo), logp_BC
+            return objective(logp_BC, *others, weight_BC, config.grpo), logp_BC
 
         # Compiled for few runs, so quickly.
         options = {"xla_backend_optimization_level": 0}
         self.loss_and_gradient = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=options)
 
-    def flat(self, value_PGC):
-        return value_PGC.reshape(-1, value_PGC.shape[-1])
-
-    def gradient(self, params, is_chosen_P=True):
-        """(loss, gradient, logp_PGC) of one update with the chosen prompts."""
-        is_trained_PGC = (
-            self.batch.is_trained_PGC & np.broadcast_to(is_chosen_P, len(self.batch.token_PGC))[:, None, None]
-        )
-        is_trained_BC = self.flat(is_trained_PGC)
-        weight_BC = weights(is_trained_BC, self.config.grpo.aggregation, self.config.sampler.max_tokens)
-        old_logp_BC = np.where(is_trained_BC, self.flat(self.batch.old_logp_PGC), 0.0)
-        (loss, logp), gradient = self.loss_and_gradient(params, is_trained_BC, old_logp_BC, weight_BC)
+    def update(self, params, batch, weight_BC, is_trained_PGC):
+        """(loss, gradient, logp_PGC) of one update that trains these tokens."""
+        is_trained_BC = rows_of(is_trained_PGC)
+        others = (batch.old_logp_PGC, batch.ref_logp_PGC, batch.sampler_logp_PGC, batch.advantage_PGC)
+        others = [np.where(is_trained_BC, rows_of(value), 0.0) for value in others]
+        (loss, logp), gradient = self.loss_and_gradient(params, is_trained_BC, others, weight_BC)
         return float(loss), gradient, np.asarray(logp).reshape(is_trained_PGC.shape)
 
-    def step(self, params, lr):
+    def logp(self, params, batch):
+        weight_BC = np.zeros(rows_of(batch.token_PGC).shape, np.float32)
+        return self.update(params, batch, weight_BC, batch.is_trained_PGC)[2]
+
+    def step(self, config, params, batch, lr):
         """(losses, gradients) of the step's minibatches, between which the parameters move down the gradient."""
-        losses, gradients, parts = [], [], self.config.grpo.minibatches
+        losses, gradients, parts = [], [], config.grpo.minibatches
+        if parts == 1:
+            batch = batch._replace(old_logp_PGC=self.logp(params, batch))
         for part in range(parts):
-            loss, gradient, _ = self.gradient(params, np.arange(len(self.batch.token_PGC)) % parts == part)
+            is_chosen_P = np.arange(len(batch.token_PGC)) % parts == part
+            is_trained_PGC = batch.is_trained_PGC & is_chosen_P[:, None, None]
+            weight_BC = weights(rows_of(is_trained_PGC), config.grpo.aggregation, config.sampler.max_tokens)
+            loss, gradient, _ = self.update(params, batch, weight_BC, is_trained_PGC)
             params = jax.tree.map(lambda x, step: x - lr * step, params, gradient)
             losses.append(loss)
             gradients.append(gradient)
         return losses, gradients
+
+
+def rows_of(value_PGC):
+    return value_PGC.reshape(-1, value_PGC.shape[-1])

@@ -205,7 +205,9 @@ def test_a_command_line_that_cannot_be_read(arguments, told, capsys, monkeypatch
 def test_the_command_ends_with_one_message(tmp_path):
     command = [sys.executable, "-m", "safer_jax.train", "--config=configs/tiny.py", "--config.grpo.prompts=3"]
     folder = tmp_path / "run"
-    ended = subprocess.run([*command, f"--workdir={folder}"], cwd=ROOT, capture_output=True, text=True, timeout=600)
+    ended = subprocess.run(
+        [*command, f"--workdir={folder}"], cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
+    )
     assert ended.returncode == runtime.ExitCode.BAD_INPUT, ended.stderr
     assert "\nConfigError: grpo.micro_prompts = " in ended.stderr and "does not divide" in ended.stderr
     assert "Traceback" not in ended.stderr and len(ended.stderr.splitlines()) < 5

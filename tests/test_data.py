@@ -38,7 +38,15 @@ def size(row: Record) -> tuple[int, int]:
 
 
 def settings(**fields) -> config.Data:
-    defaults = dict(name="safetag", path="", train_split="train", eval_split="test", eval_rows=0, bad_rows=0, root="")
+    defaults = {
+        "name": "safetag",
+        "path": "",
+        "train_split": "train",
+        "eval_split": "test",
+        "eval_rows": 0,
+        "bad_rows": 0,
+        "root": "",
+    }
     return config.Data(**{**defaults, **fields})
 
 

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "safer_jax"
 # fmt: off
 ORDER = [
     "shapes", "config", "images", "prompts", "responses", "verdicts", "judge", "structured", "rewards", "mesh", "model", "shards",
-    "checkpoint", "convert", "datasets", "data", "sampler", "grpo", "lora", "state", "update", "metrics", "runtime",
+    "checkpoint", "convert", "datasets", "data", "sampler", "attempts", "grpo", "lora", "state", "update", "metrics", "runtime",
     "page", "report", "evaluate", "curate", "build", "train", "plan",
 ]
 NO_JAX = [

@@ -11,9 +11,9 @@ import pytest
 from flax import nnx
 from scipy import stats
 
-from safer_jax import mesh, sampler
+from safer_jax import attempts, mesh, sampler
 from safer_jax.model import variants, vlm
-from safer_jax.shapes import ANSWER, EMPTY
+from safer_jax.shapes import ANSWER, EMPTY, Layout
 
 GROUP, LIMIT = 4, 12
 VOCAB = 1300  # three blocks of the two-stage search, the last one not full
@@ -34,13 +34,21 @@ CONFIG = variants.ModelConfig(
 GRAPH = vlm.abstract(CONFIG)[0]
 
 
+def programs():
+    """The sampler as a rollout runs it."""
+    return attempts.Programs(lambda *asked: (compiled()(*asked), None), Layout(LIMIT))
+
+
 @functools.cache
 def compiled(**change):
     """`sampler.generate` jitted with these settings: (params, prompts, seed = 0) -> Rollout."""
-    settings = {"group": GROUP, "max_tokens": LIMIT, "temperature": TEMPERATURE, "end_ids": END_IDS, **change}
+    settings = {"temperature": TEMPERATURE, "end_ids": END_IDS, "is_banned_V": BANNED, **change}
+    shape = {"group": settings.pop("group", GROUP), "max_tokens": settings.pop("max_tokens", LIMIT)}
+    drawing = sampler.Drawing(**settings)
 
     def run(params, prompts, seed=0):
-        return sampler.generate(nnx.merge(GRAPH, params), prompts, jax.random.key(seed), is_banned_V=BANNED, **settings)
+        model, key = nnx.merge(GRAPH, params), jax.random.key(seed)
+        return sampler.generate(model, prompts, key, drawing=drawing, **shape)[0]
 
     return jax.jit(run)
 
@@ -208,13 +216,13 @@ def test_another_seed_draw_or_rollout_gives_another_sample(params, prompts, draw
 
 def test_passes_of_fewer_prompts_give_the_same(params, prompts, drawn):
     made = mesh.make(1, 1, 1, jax.devices()[:1])
-    passes = sampler.rollout(compiled(), params, prompts, 2, made)
+    passes = attempts.rollout(programs(), params, prompts, 2, made)
     assert same_or_at_a_threshold(params, prompts, passes, drawn)
 
 
 def test_passes_that_do_not_come_out_even_are_refused(params, prompts):
     with pytest.raises(ValueError, match="8 prompts do not divide into passes of 3; change sampler.prompts_per_pass"):
-        sampler.rollout(compiled(), params, prompts, 3, mesh.make(1, 1, 1, jax.devices()[:1]))
+        attempts.rollout(programs(), params, prompts, 3, mesh.make(1, 1, 1, jax.devices()[:1]))
 
 
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2), (1, 1, 8)])
@@ -222,7 +230,7 @@ def test_meshes_give_the_same(params, prompts, drawn, sizes):
     made = mesh.make(*sizes)
     placed = jax.device_put(params, mesh.shardings(vlm.abstract(CONFIG)[1], made, mesh.SAMPLE))
     with jax.set_mesh(made):
-        there = sampler.rollout(compiled(), placed, prompts, 0, made)
+        there = attempts.rollout(programs(), placed, prompts, 0, made)
     assert same_or_at_a_threshold(params, prompts, there, drawn)
 
 

@@ -1,6 +1,7 @@
 """The loop: a stopped run and the uninterrupted one are the same, bit for bit; the run's folder; the real command."""
 
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
@@ -89,7 +90,7 @@ def test_a_run_stopped_after_any_step_is_the_uninterrupted_run(patch, whole, tmp
 
 def test_every_step_moves_the_policy_and_the_cursor(whole):
     states = [leaves(whole / "checkpoints", step) for step in (1, 2, 3, 4)]
-    for before, after in zip(states, states[1:]):
+    for before, after in itertools.pairwise(states):
         assert not np.array_equal(before["params.text.embed"], after["params.text.embed"])
     assert [int(state["cursor"]) for state in states] == [4, 0 + 8, 4, 8]  # each stage counts its own draws
     assert [int(state["step"]) for state in states] == [1, 2, 3, 4]

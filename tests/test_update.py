@@ -109,12 +109,10 @@ class Recording:
         noise = lambda scale: (scale * rng.standard_normal(shape)).astype(np.float32)
         prompts = hf.collate(SIZES, self.asked, SLOTS)
         batch = Batch(prompts, token, is_valid, is_trained, noise(1.0), *[np.zeros(shape, np.float32)] * 3)
-        self.logp = self.plain(settings(), batch).gradient(self.params)[2]
+        self.plain = Plain(settings(), SIZES, self.graph, self.asked, batch, BANNED)
+        self.logp = self.plain.logp(self.params, batch)
         logps = {"sampler_logp_PGC": 0.1, "old_logp_PGC": 0.3, "ref_logp_PGC": 0.5}
         self.batch = batch._replace(**{name: self.logp + noise(scale) for name, scale in logps.items()})
-
-    def plain(self, chosen, batch=None):
-        return Plain(chosen, SIZES, self.graph, self.asked, batch or self.batch, BANNED)
 
     def updater(self, chosen, optimizer=None):
         return Updater(chosen, self.graph, dict.fromkeys(("sft", "grpo"), optimizer or recorder(RATE)), BANNED)
@@ -138,7 +136,7 @@ def alone(recording):
 
 def test_one_update_is_that_of_plain_rows(recording, alone):
     chosen, now, metrics = alone
-    (loss,), (gradient,) = recording.plain(chosen).step(recording.params, RATE)
+    (loss,), (gradient,) = recording.plain.step(chosen, recording.params, recording.batch, RATE)
     assert float(metrics["loss"]) == pytest.approx(loss, rel=1e-5)
     assert_close(kept(now).latest, gradient, 1e-5)
     assert metrics["ratio"] == metrics["ratio_max"] == 1, "old log-probs in the batch are not read"
@@ -152,7 +150,7 @@ def test_split_minibatches_are_those_of_plain_rows(recording):
     splits = {"grpo__minibatches": 2, "grpo__micro_prompts": 2, "grpo__micro_group": 1}
     updater = recording.updater(settings(**splits, grpo__aggregation="sequence_mean", model__remat="none"))
     now, metrics = jit(updater.grpo)(state.create(recording.params, recorder(RATE)), recording.batch)
-    losses, gradients = recording.plain(updater.config).step(recording.params, RATE)
+    losses, gradients = recording.plain.step(updater.config, recording.params, recording.batch, RATE)
     assert float(metrics["loss"]) == pytest.approx(np.mean(losses), rel=1e-5)
     assert_close(kept(now).earlier, gradients[0], 1e-5)
     assert_close(kept(now).latest, gradients[1], 1e-5)

@@ -77,7 +77,7 @@ class Merger(nnx.Module):
         self.fc2_bias = init.zeros(width=out_width)
 
     def __call__(self, x: Float[Array, "P X W"]) -> Float[Array, "P Y D"]:
-        prompts, _, width = x.shape
+        prompts = x.shape[0]
         normed = rms_norm(x, self.norm[...], NORM_EPS)
         packed = normed.reshape(prompts, -1, self.fc1.shape[0])
         hidden = jax.nn.gelu(linear(packed, self.fc1[...]) + self.fc1_bias[...], approximate=False)

@@ -22,7 +22,6 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     """Drawn scenes with questions and three tags by rule. Ask for `file_format="array_record"`."""
 
     VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "First version."}
 
     def _info(self) -> tfds.core.DatasetInfo:
         texts = {field: tfds.features.Text() for field in TEXT_FIELDS}

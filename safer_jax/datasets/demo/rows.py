@@ -10,7 +10,7 @@ from safer_jax.shapes import UNSAFE, Record
 _TWO_OBJECTS = 0.25  # the share of object scenes with a second, everyday object
 # The share of compositional rows with a reference response. As in real sets, risks that only image and text together
 # have are seldom demonstrated: a warm start must leave them to the reward.
-_JOINT_REFERENCES = 0.1
+_JOINT_REFERENCES = 0.05
 
 
 def rows(split: str) -> Iterator[Record]:
