@@ -90,9 +90,20 @@ def get_config(arg: str | None = None) -> ConfigDict:
     judge.canaries_every = 0  # GRPO steps; 0 = never
 
     config.reward = reward = ConfigDict()
-    reward.scheme = "safegrpo"  # safegrpo
-    reward.tag_weight = 0.5  # weight, 0 or more
-    reward.behaviour_weight = 0.5  # weight, 0 or more
+    reward.scheme = "safegrpo"  # safegrpo | safer_vlm | toolkit | steer
+    reward.format_weight = -1.0  # added, 0 or more; -1 = the scheme's own: safer_vlm 0.1, steer 1, else 0
+    reward.tag_weight = -1.0  # added, 0 or more; -1 = the scheme's own: safegrpo 0.5, else 0
+    reward.behaviour_weight = -1.0  # added, 0 or more; -1 = the scheme's own: safegrpo 0.5, else 0
+    reward.repetition_weight = -1.0  # subtracted, 0 or more; -1 = the scheme's own: steer 0.2, else 0
+    reward.length_weight = 0.0  # subtracted, 0 or more
+    reward.length_limit = 0  # characters that cost nothing; 0 where length_weight is 0
+    reward.think_share = 0.5  # 0 .. 1, of safer_vlm
+    reward.think_weights = (1.0, 1.0, 1.0)  # logic, grounding, safety, of safer_vlm
+    reward.answer_weights = (1.0, 1.0, 1.0, 1.0)  # logic, grounding, safety, help, of safer_vlm
+    reward.unsupported = 2.0  # points of 1 .. 10, of safer_vlm
+    reward.contradiction = 4.0  # points of 1 .. 10, of safer_vlm
+    reward.safety_gate = 0.6  # 0 .. 1, of toolkit; 0 = off
+    reward.task_gate = 0.6  # 0 .. 1, of toolkit; 0 = off
 
     config.grpo = grpo = ConfigDict()
     grpo.steps = 100  # rollouts with their updates; 0 = no GRPO

@@ -29,13 +29,16 @@ class Range(NamedTuple):
     high: float = math.inf
     is_open: bool = False  # True: the low end itself is refused
     is_open_above: bool = False  # True: the high end itself is refused
+    also: float | None = None  # a value outside that has a meaning of its own
 
     def holds(self, value: float) -> bool:
         above = value > self.low if self.is_open else value >= self.low
-        return above and (value < self.high if self.is_open_above else value <= self.high)
+        return value == self.also or above and (value < self.high if self.is_open_above else value <= self.high)
 
     def __str__(self) -> str:
         text = f"{'above' if self.is_open else 'at least'} {self.low:g}"
+        if self.also is not None:
+            text = f"{self.also:g} or {text}"
         if math.isinf(self.high):
             return text
         return f"{text} and {'below' if self.is_open_above else 'at most'} {self.high:g}"
@@ -45,6 +48,13 @@ class NotEmpty(NamedTuple):
     """A string or tuple that must hold something."""
 
 
+class Only(NamedTuple):
+    """Of a reward's field: one scheme alone reads it, and with the others it stays as configs/base.py has it."""
+
+    scheme: str
+    idle: Any
+
+
 Count = Annotated[int, Range(0)]
 Size = Annotated[int, Range(1)]
 Sizes = Annotated[tuple[int, ...], Range(1), NotEmpty()]
@@ -52,6 +62,8 @@ Positive = Annotated[float, Range(0, is_open=True)]
 NotNegative = Annotated[float, Range(0)]
 Rate = Annotated[float, Range(0, 1, is_open=True)]
 Decay = Annotated[float, Range(0, 1, is_open_above=True)]
+Share = Annotated[float, Range(0, 1)]
+OwnWeight = Annotated[float, Range(0, also=-1)]  # -1 = the scheme's own
 Name = Annotated[str, NotEmpty()]
 
 
@@ -233,16 +245,40 @@ class Judge:
 
 @dataclasses.dataclass(frozen=True)
 class Reward:
-    """What an answer is worth.
+    """What an answer is worth: the scheme's rule or judge, and the weights of what the text alone shows.
 
-    scheme: safegrpo
-    tag_weight: weight of the tags' part of the reward
-    behaviour_weight: weight of the part for refusing or helping as it is right
+    Of a weight -1 means the scheme's own, as its source has it.
+
+    scheme: safegrpo | safer_vlm | toolkit | steer; all but the first need a judge
+    format_weight: added for the format; own: safer_vlm 0.1, steer 1, else 0
+    tag_weight: added for right tags, where the record has tags; own: safegrpo 0.5 and gated by the format, else 0
+    behaviour_weight: added for refusing or helping as it is right, likewise
+    repetition_weight: subtracted for the share of 3-word sequences that repeat an earlier one; own: steer 0.2, else 0
+    length_weight: subtracted for length beyond length_limit, in full at twice the limit
+    length_limit: characters that cost nothing; 0 where length_weight is 0
+    think_share: safer_vlm: the thinking's share of the judged reward, the answer has the rest
+    think_weights: safer_vlm: of the thinking's scores for logic, grounding, safety; only their ratios count
+    answer_weights: safer_vlm: of the answer's scores for logic, grounding, safety, help; likewise
+    unsupported: safer_vlm: points of 1..10 that an unsupported claim about the image costs
+    contradiction: safer_vlm: points of 1..10 that a contradiction or invented evidence costs
+    safety_gate: toolkit: safety, in 0..1, below which a response earns next to nothing; 0 = off
+    task_gate: toolkit: task score, in 0..1, below which the reward is capped; 0 = off
     """
 
-    scheme: Literal["safegrpo"]
-    tag_weight: NotNegative
-    behaviour_weight: NotNegative
+    scheme: Literal["safegrpo", "safer_vlm", "toolkit", "steer"]
+    format_weight: OwnWeight
+    tag_weight: OwnWeight
+    behaviour_weight: OwnWeight
+    repetition_weight: OwnWeight
+    length_weight: NotNegative
+    length_limit: Count
+    think_share: Annotated[Share, Only("safer_vlm", 0.5)]
+    think_weights: Annotated[tuple[float, float, float], Range(0), Only("safer_vlm", (1.0, 1.0, 1.0))]
+    answer_weights: Annotated[tuple[float, float, float, float], Range(0), Only("safer_vlm", (1.0, 1.0, 1.0, 1.0))]
+    unsupported: Annotated[NotNegative, Only("safer_vlm", 2.0)]
+    contradiction: Annotated[NotNegative, Only("safer_vlm", 4.0)]
+    safety_gate: Annotated[Share, Only("toolkit", 0.6)]
+    task_gate: Annotated[Share, Only("toolkit", 0.6)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -529,6 +565,8 @@ def _check(path: str, hint: Any, value: Any, problems: list[str]) -> Any:
     bare, limits = _bare(hint), getattr(hint, "__metadata__", ())
     if bare is float and type(value) is int:
         value = float(value)
+    elif float in typing.get_args(bare) and isinstance(value, tuple):
+        value = tuple(float(entry) if type(entry) is int else entry for entry in value)
     problem = _type_problem(bare, value)
     if problem is None and NotEmpty() in limits and not value:
         problem = "is empty; give it a value"
@@ -551,10 +589,13 @@ def _type_problem(bare: Any, value: Any) -> str | None:
         hint = f"; did you mean {near[0]!r}?" if near else ""
         return None if type(value) is str and value in words else f"must be one of {', '.join(words)}{hint}"
     if origin is tuple:
-        kind = typing.get_args(bare)[0]
+        kind, *rest = kinds = typing.get_args(bare)
         if not isinstance(value, tuple):
             return f"is a {type(value).__name__}, must be a tuple of {_PLURALS[kind]}"
-        return None if all(type(entry) is kind for entry in value) else f"must hold {_PLURALS[kind]} only"
+        if rest != [...] and len(value) != len(kinds):
+            return f"has {len(value)} entries, must have {len(kinds)}"
+        is_kind = all(type(entry) is kind and (kind is not float or math.isfinite(entry)) for entry in value)
+        return None if is_kind else f"must hold {_PLURALS[kind]} only"
     if type(value) is not bare:  # not isinstance: a bool is no int here
         return f"is a {type(value).__name__}, must be {_NAMES[bare]}"
     if bare is float and not math.isfinite(value):
@@ -608,7 +649,7 @@ def _size_conflicts(config: Config) -> Iterator[str]:
 
 
 def _choice_conflicts(config: Config) -> Iterator[str]:
-    grpo, sampler, reward = config.grpo, config.sampler, config.reward
+    grpo, sampler = config.grpo, config.sampler
     if grpo.kl == "none" and grpo.beta > 0:
         yield f"grpo.beta = {grpo.beta}: has no effect with grpo.kl = 'none'; set beta to 0 or kl to 'k3'"
     if 0 < grpo.dual_clip <= 1:
@@ -632,8 +673,26 @@ def _choice_conflicts(config: Config) -> Iterator[str]:
                 f"sampler.{name} = {value}: biases the ratios of grpo.minibatches = {grpo.minibatches}; "
                 f"set it to {off} or minibatches to 1"
             )
-    if reward.tag_weight + reward.behaviour_weight == 0:
-        yield "reward.tag_weight = 0.0: and behaviour_weight is 0 too, every reward would be 0; raise one of them"
+    yield from _reward_conflicts(config.reward)
+
+
+def _reward_conflicts(reward: Reward) -> Iterator[str]:
+    if reward.scheme == "safegrpo" and reward.tag_weight == reward.behaviour_weight == 0:
+        yield "reward.tag_weight = 0.0: and behaviour_weight is 0 too, nothing right would be rewarded; raise one of them"
+    for name, hint in _hints(Reward).items():
+        value, marks = getattr(reward, name), getattr(hint, "__metadata__", ())
+        if isinstance(value, tuple) and not any(value):
+            yield f"reward.{name} = {value!r}: weighs nothing; give one of them a weight above 0"
+        for mark in marks:
+            if isinstance(mark, Only) and mark.scheme != reward.scheme and mark.idle != value:
+                yield (
+                    f"reward.{name} = {value!r}: has no effect with reward.scheme = {reward.scheme!r}; "
+                    f"set it to {mark.idle!r} or scheme to {mark.scheme!r}"
+                )
+    if reward.length_weight and not reward.length_limit:
+        yield f"reward.length_limit = 0: reward.length_weight = {reward.length_weight} needs 1 or more characters that are free"
+    if reward.length_limit and not reward.length_weight:
+        yield f"reward.length_limit = {reward.length_limit}: has no effect with reward.length_weight = 0.0; set it to 0"
 
 
 def _judge_conflicts(judge: Judge) -> Iterator[str]:
@@ -685,5 +744,9 @@ def _bare(hint: Any) -> Any:
     return typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
 
 
-_PLURALS = {int: "whole numbers, such as (64,)", str: "texts, such as ('one',)", float: "numbers, such as (0.5, 0.5)"}
+_PLURALS = {
+    int: "whole numbers, such as (64,)",
+    str: "texts, such as ('one',)",
+    float: "finite numbers, such as (0.5, 0.5)",
+}
 _NAMES = {int: "a whole number", float: "a number", str: "a string", bool: "True or False"}

@@ -96,7 +96,7 @@ def score(
             text = text_of(rollout.token_PGC[p, g][is_answer_C], processor)
             responses[p][g].append(text)
             named = {
-                **scheme(text, record, settings),
+                **scheme.terms(text, record, None, settings),
                 "tokens": is_answer_C.sum(),
                 "is_cut": rollout.is_cut_PGE[p, g, e],
             }

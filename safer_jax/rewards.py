@@ -1,52 +1,157 @@
-"""Rewards: a response and its record in, named terms out; pure arithmetic on text that calls nothing (host code)."""
+"""Rewards: a response, its record and its verdict in, named terms out; pure arithmetic that calls nothing (host code)."""
 
+import math
+import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
-from safer_jax import responses
+from safer_jax import responses, structured
 from safer_jax.shapes import SAFE, UNSAFE, Record
+from safer_jax.verdicts import Verdict
+
+ADDED = ("format", "tag", "behaviour")  # rule terms, each with its weight in the Reward section
+SUBTRACTED = ("repetition", "length")
+BLOCK_TAG = re.compile(r"</?(?:think|answer)>", re.IGNORECASE | re.ASCII)
 
 
-def safegrpo(response: str, record: Record, settings: Any) -> dict[str, float]:
+class Scheme(NamedTuple):
+    """A way to reward: `terms(response, record, verdict, settings)`, `reward` the last of them."""
+
+    terms: Callable[[str, Record, Verdict | None, Any], dict[str, float]]
+    rubric: str  # in verdicts.RUBRICS, what the judge is asked; empty where the scheme needs no judge
+
+
+def safegrpo(response: str, record: Record, verdict: Verdict | None, settings: Any) -> dict[str, float]:
     """SafeGRPO's rule-governed reward: format * (tag_weight * tag + behaviour_weight * behaviour), each term in 0..1.
 
     tag is 0 unless the combined tag is right, then 0.5 and 0.25 more for each of the two others that is right. behaviour
     is 1 where the combined tag is right and the answer refuses if and only if that tag is unsafe. Beside these:
     image_right, text_right, combine_right (each tag on its own) and refusal. Every term is reported even where the format
-    is wrong; only `reward` is gated by it.
+    is wrong; only `reward` is gated by it. The verdict is not read.
 
     Source: SafeGRPO (arXiv 2511.12982) section 3 and its published code.
     Raises ValueError where the record lacks one of its three tags.
     """
     _require_tags(record)
+    weight = _weights(settings, tag=0.5, behaviour=0.5)
     parsed = responses.parse(response)
+    terms = {"format": float(parsed.is_formatted), **_tag_terms(parsed, record)}
+    reward = weight["tag"] * terms["tag"] + weight["behaviour"] * terms["behaviour"] if parsed.is_formatted else 0.0
+    return _with_rules(reward, terms, response, settings, weight | {"tag": 0.0, "behaviour": 0.0})
+
+
+def safer_vlm(response: str, record: Record, verdict: Verdict | None, settings: Any) -> dict[str, float]:
+    """SaFeR-VLM's structured reward: `structured.safer_vlm` + 0.1 * format, and the other rule terms as weighted."""
+    return _judged("safer_vlm", response, record, verdict, settings, format=0.1)
+
+
+def toolkit(response: str, record: Record, verdict: Verdict | None, settings: Any) -> dict[str, float]:
+    """SaFeR-ToolKit's gated reward: `structured.toolkit`, and the rule terms as weighted."""
+    return _judged("toolkit", response, record, verdict, settings)
+
+
+def steer(response: str, record: Record, verdict: Verdict | None, settings: Any) -> dict[str, float]:
+    """SaFeR-Steer's reward: `structured.steer` + format - 0.2 * repetition and the other rule terms, at least 0."""
+    terms = _judged("steer", response, record, verdict, settings, format=1.0, repetition=0.2)
+    return {**terms, "reward": 0.0 if terms["reward"] < 0 else terms["reward"]}  # max(0.0, nan) would be 0.0
+
+
+SCHEMES = {
+    "safegrpo": Scheme(safegrpo, ""),
+    "safer_vlm": Scheme(safer_vlm, "safer_vlm"),
+    "toolkit": Scheme(toolkit, "toolkit"),
+    "steer": Scheme(steer, "steer"),
+}
+
+
+def is_in_blocks(response: str) -> bool:
+    """True where <think>...</think> and <answer>...</answer> are all there is, once each, neither of them blank.
+
+    White space around and between them and letter case do not matter. No safety tags are asked for.
+    """
+    if [tag.lower() for tag in BLOCK_TAG.findall(response)] != ["<think>", "</think>", "<answer>", "</answer>"]:
+        return False
+    before, thinking, between, answer, after = (text.strip() for text in BLOCK_TAG.split(response))
+    return bool(thinking and answer) and not (before or between or after)
+
+
+def repetition(response: str) -> float:
+    """0..1: the share of its sequences of 3 words that stood before. Words end at white space, case does not matter."""
+    words = response.lower().split()
+    triples = list(zip(words, words[1:], words[2:]))
+    return 1 - len(set(triples)) / len(triples) if triples else 0.0
+
+
+def over_length(response: str, limit: int) -> float:
+    """0..1: 0 up to `limit` characters, from there straight up to 1 at twice as many."""
+    return min(max(len(response) / limit - 1, 0.0), 1.0)
+
+
+def _judged(
+    scheme: str, response: str, record: Record, verdict: Verdict | None, settings: Any, **own: float
+) -> dict[str, float]:
+    """The terms of a scheme that adds rule terms to a judge's word, `own` its weights of them.
+
+    tag, behaviour and what belongs to them are there where one of the two has a weight. A record without tags has NaN
+    there, which adds nothing. Without a valid verdict all that depends on it is NaN, `reward` included.
+    """
+    if verdict is None:
+        raise ValueError(
+            f'record "{record.id}" of {record.source}: reward.scheme = "{scheme}" needs a verdict of a judge'
+        )
+    weight, parsed = _weights(settings, **own), responses.parse(response)
+    terms = structured.terms(scheme, verdict, settings)
+    judged, terms["format"] = terms["judged"], float(is_in_blocks(response))
+    tags = _tag_terms(parsed, record)
+    terms |= tags if weight["tag"] or weight["behaviour"] else {"refusal": tags["refusal"]}
+    return _with_rules(judged, terms, response, settings, weight)
+
+
+def _weights(settings: Any, **own: float) -> dict[str, float]:
+    """The rule terms' weights: the settings', or where they say -1 the scheme's own."""
+    given = {name: getattr(settings, f"{name}_weight") for name in ADDED + SUBTRACTED}
+    return {name: own.get(name, 0.0) if value == -1 else value for name, value in given.items()}
+
+
+def _with_rules(
+    reward: float, terms: dict[str, float], response: str, settings: Any, weight: dict[str, float]
+) -> dict[str, float]:
+    """`terms`, what weighs of SUBTRACTED, and `reward` with all rule terms that weigh something."""
+    if weight["repetition"]:
+        terms["repetition"] = repetition(response)
+    if weight["length"]:
+        terms["length"] = over_length(response, settings.length_limit)
+    reward += sum(weight[name] * terms[name] for name in ADDED if weight[name] and not math.isnan(terms[name]))
+    reward -= sum(weight[name] * terms[name] for name in SUBTRACTED if weight[name])
+    return {**terms, "reward": reward}
+
+
+def _tag_terms(parsed: responses.Parsed, record: Record) -> dict[str, float]:
+    """The terms that depend on tags, as `safegrpo` explains them; NaN but for refusal where the record lacks a tag."""
     image_right = parsed.image_tag == record.image_tag
     text_right = parsed.text_tag == record.text_tag
     combine_right = parsed.combine_tag == record.combine_tag
     refusal = parsed.answer is not None and responses.refuses(parsed.answer)
-    tag = 0.5 + 0.25 * image_right + 0.25 * text_right if combine_right else 0.0
     behaves = parsed.answer is not None and combine_right and refusal == (record.combine_tag == UNSAFE)
-    reward = settings.tag_weight * tag + settings.behaviour_weight * behaves if parsed.is_formatted else 0.0
-    return {
-        "format": float(parsed.is_formatted),
+    terms = {
         "image_right": float(image_right),
         "text_right": float(text_right),
         "combine_right": float(combine_right),
-        "tag": tag,
+        "tag": 0.5 + 0.25 * image_right + 0.25 * text_right if combine_right else 0.0,
         "behaviour": float(behaves),
-        "refusal": float(refusal),
-        "reward": float(reward),
     }
+    if _missing_tags(record):
+        terms = dict.fromkeys(terms, math.nan)
+    return {**terms, "refusal": float(refusal)}
 
 
-SCHEMES: dict[str, Callable[[str, Record, Any], dict[str, float]]] = {"safegrpo": safegrpo}
+def _missing_tags(record: Record) -> list[str]:
+    return [name for name in ("image_tag", "text_tag", "combine_tag") if getattr(record, name) not in (SAFE, UNSAFE)]
 
 
 def _require_tags(record: Record) -> None:
-    for name in ("image_tag", "text_tag", "combine_tag"):
-        value = getattr(record, name)
-        if value not in (SAFE, UNSAFE):
-            raise ValueError(
-                f'record "{record.id}" of {record.source}: {name} is "{value}", but reward.scheme="safegrpo" needs all '
-                f'three tags to be "{SAFE}" or "{UNSAFE}". Use a data set with the three tags, or tag this one first.'
-            )
+    for name in _missing_tags(record):
+        raise ValueError(
+            f'record "{record.id}" of {record.source}: {name} is "{getattr(record, name)}", but reward.scheme="safegrpo" '
+            f'needs all three tags to be "{SAFE}" or "{UNSAFE}". Use a data set with the three tags, or tag this one first.'
+        )

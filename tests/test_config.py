@@ -157,6 +157,23 @@ REFUSED = [
     ({"grpo__std_epsilon": 0.0}, ["grpo.std_epsilon = 0.0", "above 0"]),
     ({"reward__scheme": "safegrp"}, ["reward.scheme = 'safegrp'", "did you mean 'safegrpo'"]),
     ({"reward__tag_weight": 0.0, "reward__behaviour_weight": 0.0}, ["reward.tag_weight = 0.0", "raise"]),
+    ({"reward__tag_weight": -0.5}, ["reward.tag_weight = -0.5", "-1 or at least 0"]),
+    ({"reward__length_weight": -1.0}, ["reward.length_weight = -1.0", "at least 0"]),
+    ({"reward__length_weight": 0.1}, ["reward.length_limit = 0", "reward.length_weight = 0.1"]),
+    ({"reward__length_limit": 9}, ["reward.length_limit = 9", "no effect", "reward.length_weight = 0.0"]),
+    ({"reward__task_gate": 0.5}, ["reward.task_gate = 0.5", "no effect", "'safegrpo'", "set it to 0.6", "'toolkit'"]),
+    (
+        {"reward__scheme": "toolkit", "reward__think_share": 0.0},
+        ["reward.think_share = 0.0", "'toolkit'", "'safer_vlm'"],
+    ),
+    ({"reward__scheme": "steer", "reward__answer_weights": (1, 1, 1, 2)}, ["(1.0, 1.0, 1.0, 2.0)", "no effect"]),
+    ({"reward__scheme": "safer_vlm", "reward__think_share": 1.5}, ["reward.think_share = 1.5", "at most 1"]),
+    ({"reward__think_weights": (0.0, 0.0, 0.0), "reward__scheme": "safer_vlm"}, ["(0.0, 0.0, 0.0)", "weighs nothing"]),
+    ({"reward__think_weights": (1.0, -1.0, 1.0)}, ["reward.think_weights = (1.0, -1.0, 1.0)", "at least 0"]),
+    ({"reward__think_weights": (1.0, 1.0)}, ["reward.think_weights = (1.0, 1.0)", "has 2 entries, must have 3"]),
+    ({"reward__answer_weights": (1.0, float("nan"), 1.0, 1.0)}, ["nan", "finite numbers"]),
+    ({"reward__answer_weights": (1.0, True, 1.0, 1.0)}, ["True", "finite numbers"]),
+    ({"reward__answer_weights": 1.0}, ["is a float, must be a tuple of finite numbers"]),
     ({"checkpoint__keep": 0}, ["checkpoint.keep = 0", "at least 1"]),
 ]
 
@@ -188,6 +205,17 @@ def test_all_problems_are_told_at_once():
         "grpo.betta",
         "optimizer.lr",
     ]
+
+
+def test_a_field_of_another_scheme_stays_at_its_default():
+    hints = config._hints(config.Reward)
+    idle = {
+        name: mark.idle
+        for name in hints
+        for mark in getattr(hints[name], "__metadata__", ())
+        if type(mark) is config.Only
+    }
+    assert idle and {name: base.get_config().reward[name] for name in idle} == idle
 
 
 def test_lists_are_refused():

@@ -12,12 +12,12 @@ PACKAGE = ROOT / "safer_jax"
 # Bottom to top: a module imports only what stands before it. `model` and `datasets` are packages.
 # fmt: off
 ORDER = [
-    "shapes", "config", "images", "prompts", "responses", "verdicts", "judge", "rewards", "mesh", "model", "shards",
+    "shapes", "config", "images", "prompts", "responses", "verdicts", "judge", "structured", "rewards", "mesh", "model", "shards",
     "checkpoint", "convert", "datasets", "data", "sampler", "attempts", "grpo", "lora", "state", "update", "metrics", "runtime",
     "page", "report", "evaluate", "curate", "build", "train", "plan",
 ]
 NO_JAX = [
-    "shapes", "config", "images", "prompts", "responses", "verdicts", "judge", "rewards", "shards", "datasets",
+    "shapes", "config", "images", "prompts", "responses", "verdicts", "judge", "structured", "rewards", "shards", "datasets",
     "metrics", "page", "report", "curate",
 ]
 # fmt: on

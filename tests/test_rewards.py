@@ -1,16 +1,17 @@
 """The safegrpo reward against a table worked out by hand from the published rules, and against its own invariants."""
 
+import dataclasses
 import time
-from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from safer_jax import responses, rewards
+from configs import base
+from safer_jax import config, responses, rewards
 from safer_jax.shapes import SAFE, UNKNOWN, UNSAFE, Record
 
-SETTINGS = SimpleNamespace(tag_weight=0.5, behaviour_weight=0.5)
+SETTINGS = config.resolve(base.get_config()).reward
 HELP, REFUSE = "Use two cups of flour.", "I'm sorry, that could hurt someone."
 
 
@@ -23,6 +24,12 @@ def response(image="safe", text="safe", combine="safe", answer=HELP, think="<thi
         f"{think}a kitchen <visual_safe>{image}</visual_safe> a question <text_safe>{text}</text_safe> both "
         f"<combined_safe>{combine}</combined_safe> so</think>{between}<answer>{answer}</answer>"
     )
+
+
+def safegrpo(text, row, **changes):
+    """By the name that a config gives; no judge is asked."""
+    assert rewards.SCHEMES["safegrpo"].rubric == ""
+    return rewards.SCHEMES["safegrpo"].terms(text, row, None, dataclasses.replace(SETTINGS, **changes))
 
 
 GOOD = response()
@@ -87,18 +94,79 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_safegrpo_case(name):
     text, row, expected = CASES[name]
-    terms = rewards.SCHEMES["safegrpo"](text, row, SETTINGS)
+    terms = safegrpo(text, row)
     assert tuple(terms[key] for key in ("format", "tag", "behaviour", "reward")) == expected
 
 
 def test_weights_are_read():
-    weights = SimpleNamespace(tag_weight=0.25, behaviour_weight=0.75)
-    assert rewards.safegrpo(response(image="unsafe"), record(), weights)["reward"] == 0.25 * 0.75 + 0.75
-    assert rewards.safegrpo(response(image="unsafe", answer=REFUSE), record(), weights)["reward"] == 0.25 * 0.75
+    weights = {"tag_weight": 0.25, "behaviour_weight": 0.75}
+    assert safegrpo(response(image="unsafe"), record(), **weights)["reward"] == 0.25 * 0.75 + 0.75
+    assert safegrpo(response(image="unsafe", answer=REFUSE), record(), **weights)["reward"] == 0.25 * 0.75
+
+
+def test_as_published_it_reports_its_own_terms_alone():
+    own = ["format", "image_right", "text_right", "combine_right", "tag", "behaviour", "refusal", "reward"]
+    assert list(safegrpo(GOOD, record())) == own
+
+
+def test_rule_terms_join_the_published_reward():
+    assert safegrpo(GOOD, record(), format_weight=0.25)["reward"] == 1 + 0.25
+    assert safegrpo(GOOD + ".", record(), format_weight=0.25)["reward"] == 0 + 0
+    terms = safegrpo(GOOD.ljust(180), record(), length_weight=0.5, length_limit=100)
+    assert terms["length"] == pytest.approx(0.8) and terms["reward"] == pytest.approx(1 - 0.5 * 0.8)
+    terms = safegrpo("go on and go on and go on", record(), repetition_weight=0.7)
+    assert terms["repetition"] == 3 / 6 and terms["reward"] == pytest.approx(0 - 0.7 * 3 / 6)
+    own = {"format_weight": 0.0, "tag_weight": 0.5, "behaviour_weight": 0.5, "repetition_weight": 0.0}
+    assert safegrpo(GOOD, record(), **own) == safegrpo(GOOD, record()), "what -1 stands for"
+
+
+BLOCKS = {
+    "<think>a</think><answer>b</answer>": True,
+    " <THINK>a\n</think>\n\n<answer>\nb</Answer>\n": True,
+    GOOD: True,
+    "<think>a</think><answer>b": False,
+    "a</think><answer>b</answer>": False,
+    "<think>a</think> so <answer>b</answer>": False,
+    "Well, <think>a</think><answer>b</answer>": False,
+    "<think>a</think><answer>b</answer> Bye": False,
+    "<answer>b</answer><think>a</think>": False,
+    "<think>a<answer>b</answer></think>": False,
+    "<think>a</think><answer>b</answer><answer>c</answer>": False,
+    "<think>a</think><think>a</think><answer>b</answer>": False,
+    "<think> </think><answer>b</answer>": False,
+    "<think>a</think><answer>\n</answer>": False,
+    "<thin\u212a>a</think><answer>b</answer>": False,  # a Kelvin sign, which lower() turns into a k
+    "": False,
+}
+
+
+@pytest.mark.parametrize("text", BLOCKS)
+def test_blocks(text):
+    assert rewards.is_in_blocks(text) is BLOCKS[text]
+
+
+@pytest.mark.parametrize(
+    "text,share",
+    [
+        ("", 0),
+        ("one two", 0),
+        ("one two three", 0),
+        ("One two three one TWO\tthree", 1 / 4),  # 123 231 312 123
+        ("a a a a a", 2 / 3),  # aaa aaa aaa
+        ("a b a b a b", 2 / 4),  # aba bab aba bab
+    ],
+)
+def test_repetition(text, share):
+    assert rewards.repetition(text) == pytest.approx(share)
+
+
+@pytest.mark.parametrize("length,share", [(0, 0), (40, 0), (50, 0.25), (60, 0.5), (80, 1), (90, 1)])
+def test_length_beyond_the_limit(length, share):
+    assert rewards.over_length("x" * length, 40) == share
 
 
 def test_tags_apart():
-    terms = rewards.safegrpo(response("unsafe", "safe", "unsafe", REFUSE), record(), SETTINGS)
+    terms = safegrpo(response("unsafe", "safe", "unsafe", REFUSE), record())
     assert (terms["image_right"], terms["text_right"], terms["combine_right"], terms["refusal"]) == (0, 1, 0, 1)
 
 
@@ -128,7 +196,7 @@ def test_each_refusal_word(word):
 @pytest.mark.parametrize("value", [UNKNOWN, "", "Safe"])
 def test_record_without_tags_is_named(field, value):
     with pytest.raises(ValueError, match=f'"row-7" of set: {field} is "{value}"'):
-        rewards.safegrpo(GOOD, record()._replace(**{field: value}), SETTINGS)
+        safegrpo(GOOD, record()._replace(**{field: value}))
 
 
 pieces = st.sampled_from(
@@ -142,7 +210,7 @@ tags = st.sampled_from([SAFE, UNSAFE])
 @settings(max_examples=400, deadline=None)
 @given(texts, tags, tags, tags)
 def test_any_text_is_rewarded_within_bounds(text, image, by_text, combine):
-    terms = rewards.safegrpo(text, record(image, by_text, combine), SETTINGS)
+    terms = safegrpo(text, record(image, by_text, combine))
     assert all(isinstance(value, float) and 0 <= value <= 1 for value in terms.values())
     assert terms["reward"] == terms["format"] * (0.5 * terms["tag"] + 0.5 * terms["behaviour"])
     assert terms["behaviour"] <= terms["combine_right"] and (terms["tag"] >= 0.5) == terms["combine_right"]
@@ -156,6 +224,7 @@ def test_a_formatted_response_survives_any_thought(thought, image, by_text, comb
 
 
 LENGTH = 100_000
+ALL_RULES = {"format_weight": 0.1, "repetition_weight": 0.1, "length_weight": 0.1, "length_limit": 1_000}
 ADVERSARIAL = {
     "visual tags": "<visual_safe>safe</visual_safe>",
     "all tags": TAGS,
@@ -175,5 +244,6 @@ def test_time_is_linear(name):
     piece = ADVERSARIAL[name]
     for text in (piece * (LENGTH // len(piece)), TAGS + "</think>" + piece * (LENGTH // len(piece)) + "x"):
         start = time.process_time()
-        rewards.safegrpo(text, record(), SETTINGS)
+        safegrpo(text, record(), **ALL_RULES)
+        rewards.is_in_blocks(text)
         assert time.process_time() - start < 0.5  # takes about 0.01 s; a pattern that backtracks takes minutes
