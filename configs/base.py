@@ -68,7 +68,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         "again. Say briefly what you overlooked and how it should be put right. Do not write the new answer yet."
     )
     reflection.texts = (instruction,)  # instructions; a row takes one of them by its draw and rollout
-    reflection.header = "Now write the whole answer anew, in the same format, with that put right."
+    again = "Now write the whole answer anew, in the same format, with that put right."
+    reflection.header = again  # asks for the corrected answer after the reflection
     reflection.max_tokens = 256  # tokens of a reflection; 0 = the instruction asks for the new answer
     reflection.train_reflection = True  # True: a reflection trains with its correction's advantage
     reflection.row_counts = (8, 32, 128)  # rows of a pass of rejected answers, ascending

@@ -25,6 +25,7 @@ from safer_jax import (
     mesh,
     metrics,
     prompts,
+    rewards,
     runtime,
     sampler,
     state,
@@ -32,6 +33,7 @@ from safer_jax import (
 )
 from safer_jax import config as config_lib
 from safer_jax.datasets import demo
+from safer_jax.judge import kinds
 from safer_jax.model import variants, vlm
 from safer_jax.shapes import Batch, Layout, Record, Rollout, TrainState
 from safer_jax.update import Updater
@@ -194,7 +196,7 @@ def build(config: config_lib.Config, folder: pathlib.Path) -> tuple[Run, TrainSt
         test=test,
         test_rows=test.usable.rows[: config.data.eval_rows or None],
         orders=orders,
-        judge=None,
+        judge=make_judge(config, folder),
         **_jitted(config, updater, processor, device_mesh, abstract, shardings),
         abstract=abstract,
         stopper=runtime.Stopper(),
@@ -267,6 +269,17 @@ def make_processor(
         guide=prompts.GUIDES[settings.guide],
         force_think=settings.force_think,
     )
+
+
+def make_judge(config: config_lib.Config, folder: pathlib.Path) -> verdicts.Judge | None:
+    """The judge that the config names, asked what the reward scheme wants to know; None without one.
+
+    A scheme that needs no verdict still has rejected rows asked again: then the judge answers SaFeR-VLM's rubric. What
+    a server says is kept in the run's folder, so that a re-run can replay it.
+    """
+    rubric = verdicts.RUBRICS[rewards.SCHEMES[config.reward.scheme].rubric or "safer_vlm"]
+    kept = folder / "verdicts" / f"{jax.process_index()}.jsonl" if config.judge.kind == "http" else None
+    return kinds.make(config.judge, rubric, record_to=kept)
 
 
 def make_updater(

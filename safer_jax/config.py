@@ -608,6 +608,7 @@ def _conflicts(config: Config) -> Iterator[str]:
     yield from _size_conflicts(config)
     yield from _choice_conflicts(config)
     yield from _judge_conflicts(config.judge)
+    yield from _judging_conflicts(config)
     data, prompt, mesh = config.data, config.prompt, config.mesh
     if mesh.data == 0 or mesh.data < -1:
         yield f"mesh.data = {mesh.data}: must be -1 (the devices that the other axes leave) or at least 1"
@@ -693,6 +694,19 @@ def _reward_conflicts(reward: Reward) -> Iterator[str]:
         yield f"reward.length_limit = 0: reward.length_weight = {reward.length_weight} needs 1 or more characters that are free"
     if reward.length_limit and not reward.length_weight:
         yield f"reward.length_limit = {reward.length_limit}: has no effect with reward.length_weight = 0.0; set it to 0"
+
+
+def _judging_conflicts(config: Config) -> Iterator[str]:
+    kind, scheme, reruns = config.judge.kind, config.reward.scheme, config.reflection.reruns
+    if kind == "none" and scheme != "safegrpo":
+        yield f"judge.kind = 'none': reward.scheme = {scheme!r} needs a judge; choose one, or scheme 'safegrpo'"
+    if kind == "none" and reruns:
+        yield f"judge.kind = 'none': reflection.reruns = {reruns} needs a judge that rejects; choose one, or set reruns to 0"
+    if kind != "none" and scheme == "safegrpo" and not reruns:
+        yield (
+            f"judge.kind = {kind!r}: has no effect with reward.scheme = 'safegrpo' and reflection.reruns = 0; set it to "
+            "'none', or change one of these"
+        )
 
 
 def _judge_conflicts(judge: Judge) -> Iterator[str]:

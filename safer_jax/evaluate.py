@@ -12,7 +12,9 @@ import numpy as np
 
 from safer_jax import attempts, data, images, mesh, prompts, rewards, verdicts
 from safer_jax import config as config_lib
+from safer_jax.judge.breaker import JudgeDown
 from safer_jax.shapes import REFLECTION, UNSAFE, Record, Rollout
+from safer_jax.verdicts import Verdict
 
 NOT_REWARDS = ("is_unsafe", "tokens", "is_cut")  # what `score` adds to the scheme's terms
 SAVED_SIDE = 448  # pixels; images beside saved rollouts are reduced to this
@@ -47,7 +49,8 @@ class Told(NamedTuple):
 class Judging:
     """A judge as `attempts.rollout` calls it: texts for tokens, records for prompts, and who is to be asked again.
 
-    Keeps the judge's words in `comments` {(prompt, rollout, attempt): text}.
+    Keeps the judge's words in `comments` {(prompt, rollout, attempt): text}. A judge that is down judges nothing more;
+    `check` then says so on all processes at once, for the others wait inside the rollout's collectives.
     """
 
     def __init__(
@@ -55,12 +58,24 @@ class Judging:
     ):
         self.judge, self.records, self.processor, self.accept_at = judge, records, processor, accept_at
         self.comments: dict[tuple[int, int, int], str] = {}
+        self.down = ""
+
+    def check(self) -> None:
+        """Raises JudgeDown on every process if a judge of any of them is down. A collective."""
+        if mesh.gather(np.array([bool(self.down)])).any():
+            raise JudgeDown(self.down or "the judge of another process is down; its message says why")
 
     def __call__(
         self, prompt_n: np.ndarray, rollout_n: np.ndarray, attempt: int, tokens: Sequence[np.ndarray]
     ) -> attempts.Judged:
         rubric = self.judge.rubric
-        said = self.judge([self.records[p] for p in prompt_n], [text_of(ids, self.processor) for ids in tokens])
+        records, texts = [self.records[p] for p in prompt_n], [text_of(ids, self.processor) for ids in tokens]
+        try:
+            said = self.judge(records, texts) if not self.down else []
+        except JudgeDown as error:
+            self.down = str(error)
+        if self.down:
+            said = [verdicts.failed(rubric, self.down)] * len(texts)
         for p, g, verdict in zip(prompt_n.tolist(), rollout_n.tolist(), said, strict=True):
             self.comments[p, g, attempt] = verdict.error or verdict.comment
         value_nJ = np.array([verdict.value_J for verdict in said], np.float32).reshape(-1, len(rubric.names))
@@ -82,7 +97,7 @@ def score(
     rollout: Rollout, records: Sequence[Record], processor: prompts.Processor, settings: config_lib.Reward
 ) -> Scored:
     """Decode and reward every attempt. Beside the scheme's terms: `tokens`, `is_cut`, `is_unsafe` (the record's truth)."""
-    scheme = rewards.SCHEMES[settings.scheme]
+    scheme, rubric = rewards.SCHEMES[settings.scheme]
     is_attempt_PGE, responses, terms = rollout.is_attempt_PGE, [], {}
     empty = lambda: np.full(is_attempt_PGE.shape, np.nan, np.float32)
     for p, record in enumerate(records):
@@ -96,7 +111,7 @@ def score(
             text = text_of(rollout.token_PGC[p, g][is_answer_C], processor)
             responses[p][g].append(text)
             named = {
-                **scheme.terms(text, record, None, settings),
+                **scheme(text, record, Verdict(rollout.verdict_PGEJ[p, g, e]) if rubric else None, settings),
                 "tokens": is_answer_C.sum(),
                 "is_cut": rollout.is_cut_PGE[p, g, e],
             }
@@ -199,6 +214,8 @@ def evaluate(
         asked = feed.ask(row, row, process, processes)
         judging = judge and Judging(judge, asked.records, feed.processor, config.reflection.accept_at)
         rollout = attempts.rollout(programs, params, asked.prompts, 0, device_mesh, judging)
+        if judging:
+            judging.check()
         scored = score(rollout, asked.records, feed.processor, config.reward)
         is_row = np.array_split(number < len(rows), processes)[process]
         records += [record for record, keep in zip(asked.records, is_row) if keep]

@@ -18,6 +18,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from safer_jax.judge.breaker import JudgeDown
+
 DISTRIBUTED = "SAFER_JAX_DISTRIBUTED"  # environment: 1 = join the other hosts
 WATCHDOG = "SAFER_JAX_WATCHDOG"  # environment: seconds without a step before a process counts as stuck; 0 = off
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # names in glibc's malloc.h
@@ -204,7 +206,7 @@ def describe() -> str:
 
 @contextlib.contextmanager
 def started(bad_input: tuple[type[Exception], ...] = ()) -> Iterator[None]:
-    """`start`, its line printed; around a run, whose `Stopped` becomes the exit code of that name.
+    """`start`, its line printed; around a run, whose `Stopped` and `JudgeDown` become the exit codes of those names.
 
     An error of a class in `bad_input` is the user's to mend: its message is printed without a traceback, and the
     process ends with ExitCode.BAD_INPUT. All others pass.
@@ -212,6 +214,9 @@ def started(bad_input: tuple[type[Exception], ...] = ()) -> Iterator[None]:
     _say(start())
     try:
         yield
+    except JudgeDown as error:
+        _say(f"JudgeDown: {error}")
+        sys.exit(ExitCode.JUDGE_DOWN)
     except Stopped as stop:
         _say(str(stop))
         sys.exit(ExitCode.STOPPED)

@@ -33,6 +33,8 @@ from safer_jax import (
 )
 from safer_jax import config as config_lib
 from safer_jax.build import Run
+from safer_jax.judge import JudgeError
+from safer_jax.judge.breaker import JudgeDown
 from safer_jax.shapes import EMPTY, FORCED, REFLECTION, Batch, Rollout, TrainState
 
 REFILLS = 3  # further passes that may look for groups whose rewards differ
@@ -45,6 +47,7 @@ BAD_INPUT = (  # errors that the user can mend: their messages say how
     shards.ConvertError,
     metrics.MetricsError,
     build.ResumeError,
+    JudgeError,
 )
 
 
@@ -60,6 +63,8 @@ def rl_step(run: Run, now: TrainState, reference: Any) -> tuple[TrainState, dict
     weights = run.for_sampling(now.params)
     judging = run.judging(asked.records)
     rollout = attempts.rollout(run.sampling, weights, asked.prompts, config.sampler.prompts_per_pass, run.mesh, judging)
+    if judging:
+        judging.check()
     clock.lap("sample")
 
     # 3. Reward: arithmetic on texts, records and verdicts; where the config says so, dead groups are drawn anew.
@@ -123,6 +128,8 @@ def refill(
         drawn = attempts.rollout(
             run.sampling, weights, more.prompts, run.config.sampler.prompts_per_pass, run.mesh, again
         )
+        if again:
+            again.check()
         judged = evaluate.score(drawn, more.records, run.train.processor, run.config.reward)
         pairs = list(zip(np.flatnonzero(evaluate.spread(scored) == 0), np.flatnonzero(evaluate.spread(judged) > 0)))
         asked = run.train.exchange(asked, more, pairs)
@@ -236,26 +243,30 @@ def stage(
     """Steps up to number `last`, each logged; evaluations, checkpoints and an orderly stop between them."""
     config, is_shown = run.config, jax.process_index() == 0
     progress = metrics.Progress(last, start=int(now.step), title=name, is_shown=is_shown)
-    while int(now.step) < last:
-        compiled = runtime.compiles()
-        now, figures = step_of(run, now, reference)
-        step = int(now.step)
-        figures["compiles"] = runtime.compiles() - compiled
-        if run.is_due(config.log.every, step):
-            run.writer.write(step, name, figures)
-        progress.update(step, figures)
-        run.watchdog.beat()
-        run.check_skipped(now)
-        done = step - config.sft.steps
-        if step == last:
-            evaluate_now(run, now, "warm" if name == "sft" else "after")
-        elif name == "grpo" and run.is_due(config.eval.every, done):
-            evaluate_now(run, now, "during")
-        is_stopping = run.stopper.requested(step)
-        if step == last or is_stopping or run.is_due(config.checkpoint.every, step):
-            run.save(now, name)
-        if is_stopping:
-            raise runtime.Stopped(f"stopped after step {step}; the same command resumes there")
+    try:
+        while int(now.step) < last:
+            compiled = runtime.compiles()
+            now, figures = step_of(run, now, reference)
+            step = int(now.step)
+            figures["compiles"] = runtime.compiles() - compiled
+            if run.is_due(config.log.every, step):
+                run.writer.write(step, name, figures)
+            progress.update(step, figures)
+            run.watchdog.beat()
+            run.check_skipped(now)
+            done = step - config.sft.steps
+            if step == last:
+                evaluate_now(run, now, "warm" if name == "sft" else "after")
+            elif name == "grpo" and run.is_due(config.eval.every, done):
+                evaluate_now(run, now, "during")
+            is_stopping = run.stopper.requested(step)
+            if step == last or is_stopping or run.is_due(config.checkpoint.every, step):
+                run.save(now, name)
+            if is_stopping:
+                raise runtime.Stopped(f"stopped after step {step}; the same command resumes there")
+    except JudgeDown:
+        run.save(now, name)
+        raise
     return now
 
 
