@@ -10,6 +10,7 @@ import pytest
 import transformers
 from PIL import Image
 
+from configs import base
 from safer_jax import config, data, images, prompts, rewards
 from safer_jax.datasets import DataError, demo
 from safer_jax.datasets.demo import questions, rows, rules, tokenizer
@@ -133,11 +134,11 @@ def test_no_row_is_in_both_splits(root):
 
 
 def test_references_earn_the_full_reward(splits):
-    settings = config.Reward(scheme="safegrpo", tag_weight=0.5, behaviour_weight=0.5)
+    settings = config.resolve(base.get_config()).reward
     for records in splits.values():
         for record in records:
             if record.reference:
-                assert rewards.safegrpo(record.reference, record, settings)["reward"] == 1.0, record.reference
+                assert rewards.safegrpo(record.reference, record, None, settings)["reward"] == 1.0, record.reference
     assert len({record.reference for record in splits["train"]}) > 1400
 
 

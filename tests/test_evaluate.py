@@ -132,11 +132,11 @@ def test_rows_are_answered_once_and_the_filling_does_not_count(monkeypatch, coun
         roles, verdict = jnp.full_like(token, ANSWER, jnp.int8), jnp.zeros((*token.shape, 0))
         return Rollout(token, token * 0.0, roles, jnp.int8(0) * token, token < 0, verdict), None
 
-    def scheme(response, _, __):
+    def scheme(response, *_):
         term = dict.fromkeys(("image_right", "text_right", "combine_right", "refusal"), 0.0)
         return {**term, "refusal": float(response == "4"), "reward": int(response) / 16}
 
-    monkeypatch.setitem(rewards.SCHEMES, "safegrpo", scheme)
+    monkeypatch.setitem(rewards.SCHEMES, "safegrpo", rewards.Scheme(scheme, ""))
     feed = types.SimpleNamespace(ask=ask, processor=Processor(*map(str, range(12))))
     one = mesh.make(1, 1, 1, jax.devices()[:1])
     figures, records, scored = evaluate.evaluate(attempts.Programs(sample, Layout(1)), None, feed, rows, made, one)

@@ -248,7 +248,7 @@ def test_dead_groups_are_drawn_anew(monkeypatch, feed, dead, taken, cursor):
         def ask(self, stage, start):
             return self.train.ask(draws(start).row_n, draws(start).draw_n)
 
-    def scheme(response, record, _):
+    def scheme(response, record, verdict, settings):
         draw, rollout = responses[response]
         return {"reward": 0.5 if draw in dead else float(rollout), "draw": float(draw)}
 
@@ -260,7 +260,7 @@ def test_dead_groups_are_drawn_anew(monkeypatch, feed, dead, taken, cursor):
         return text
 
     monkeypatch.setattr(rows.processor, "decode", decode)
-    monkeypatch.setitem(rewards.SCHEMES, "safegrpo", scheme)
+    monkeypatch.setitem(rewards.SCHEMES, "safegrpo", rewards.Scheme(scheme, ""))
     run = Run()
     asked = run.ask("grpo", 0)
     rollout = attempts.rollout(run.sampling, None, asked.prompts, 0, run.mesh)

@@ -365,6 +365,8 @@ BASE = {
     "grpo__dual_clip": 3.0,
     "grpo__overlong": "soft_penalty",
     "grpo__overlong_buffer": 2,
+    "reward__length_weight": 0.1,
+    "reward__length_limit": 60,
 }
 CHANGED = {
     "sampler.group": 3,
@@ -372,8 +374,11 @@ CHANGED = {
     "sampler.temperature": 1.3,
     "sampler.top_k": 2,
     "sampler.top_p": 0.5,
+    "reward.format_weight": 0.1,
     "reward.tag_weight": 0.1,
     "reward.behaviour_weight": 0.1,
+    "reward.length_weight": 0.5,
+    "reward.length_limit": 120,
     "grpo.minibatches": 1,
     "grpo.advantage": "rloo",
     "grpo.std_epsilon": 0.5,
@@ -392,7 +397,13 @@ CHANGED = {
 SAME = {"grpo.micro_prompts": 1, "grpo.micro_group": 1, "grpo.logp_chunk": 40}  # how it is computed, not what
 ELSEWHERE = {
     "sampler.prompts_per_pass": "test_sampler.test_passes_of_fewer_prompts_give_the_same",
-    "reward.scheme": "test_config, one choice so far",
+    **{
+        f"reward.{name}": "test_structured.test_every_field_changes_the_reward_of_the_schemes_that_read_it"
+        for name in (
+            *("scheme", "repetition_weight", "think_share", "think_weights", "answer_weights", "unsupported"),
+            *("contradiction", "safety_gate", "task_gate"),
+        )
+    },
     "grpo.steps": "test_train.test_every_step_moves_the_policy_and_the_cursor",
     "grpo.prompts": "test_train.test_every_step_moves_the_policy_and_the_cursor",
     "grpo.baseline": "test_grpo.test_final_baseline_takes_each_rollouts_last_valid_attempt; one attempt needs no choice",

@@ -41,7 +41,7 @@ def settings(overrides=None, file="tiny", form="smoke"):
     return config.resolve(made)
 
 
-def lengths(response, record, _):
+def lengths(response, record, verdict, settings):
     """A reward with a spread from the first step on, which no untrained policy earns by the rules."""
     terms = dict.fromkeys(("format", "image_right", "text_right", "combine_right", "tag", "behaviour", "refusal"), 0.0)
     return {**terms, "reward": len(response) % 8 / 8}
@@ -55,7 +55,7 @@ def on_one_device(patch):
 def run(patch, folder: pathlib.Path, made: config.Config, stop_after: int | None = None):
     """`train.train` in this process, asked to stop after a step; the state, or None where it stopped."""
     patch.setattr(runtime.Stopper, "requested", lambda self, step: step == stop_after)
-    patch.setitem(rewards.SCHEMES, "safegrpo", lengths)
+    patch.setitem(rewards.SCHEMES, "safegrpo", rewards.Scheme(lengths, ""))
     try:
         return train.train(made, folder)
     except runtime.Stopped:
