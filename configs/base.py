@@ -51,6 +51,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     sft.warmup_steps = 0  # updates
     sft.weight_decay = 0.0  # per unit of learning rate
     sft.reference_rows = 0  # training rows whose reference is used; 0 = all
+    sft.reflections = 0.0  # 0 .. 1, share of draws that show a flawed response, its reflection and the reference
 
     config.sampler = sampler = ConfigDict()
     sampler.group = 8  # rollouts per prompt, at least 2

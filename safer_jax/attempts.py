@@ -40,6 +40,7 @@ class Programs(NamedTuple):
     rerun: (params, prompts, cache, rejected, start, goes_on) -> (Written [B, ...], is_cut_B, cache or None)
     grow: cache -> cache with room for all of `layout`
     instruction_KF, is_instruction_KF: the K instructions' ids, right-aligned; a row takes one by its draw and rollout
+    header: ids between reflection and correction
     row_counts: ascending; a pass has one of these numbers of rows
     warmed: shapes of prompts for which every row count has been compiled
     """
@@ -50,6 +51,7 @@ class Programs(NamedTuple):
     grow: Callable[[Cache], Cache] | None = None
     instruction_KF: np.ndarray | None = None
     is_instruction_KF: np.ndarray | None = None
+    header: np.ndarray | None = None
     row_counts: tuple[int, ...] = ()
     warmed: frozenset | set = frozenset()
 
@@ -93,7 +95,8 @@ def _pass(programs: Programs, params: Any, prompts: Prompts, mesh: jax.sharding.
     rows, is_rejected_PG = _judge(rows, 0, np.ones(rows.token_PGC.shape[:2], bool), judge)
     if layout.reruns > 1:
         cache = programs.grow(cache)
-    _warm_up(programs, params, asked, cache, mesh)
+    if layout.reruns:
+        _warm_up(programs, params, asked, cache, mesh)
     for attempt in range(1, layout.reruns + 1):
         goes_on = attempt < layout.reruns
         for rejected in _rejected(programs, rows, is_rejected_PG, prompts.draw_P, attempt):

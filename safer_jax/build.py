@@ -359,13 +359,17 @@ def _reference_rows(config: config_lib.Config, train: data.Feed) -> list[int]:
         raise data.DataError(f"{train.source.name} has no reference responses to imitate; set sft.steps=0")
     wanted = config.sft.reference_rows or len(rows)
     chosen = np.random.default_rng(config.seed).permutation(rows)[:wanted].tolist()
-    records = (train.source[row] for row in chosen)
-    length, name = max((len(train.processor.encode_completion(record.reference)), record.id) for record in records)
-    if length > config.sampler.max_tokens:
-        raise data.DataError(
-            f"{name}: its reference response has {length} tokens, sampler.max_tokens is {config.sampler.max_tokens}; "
-            f"raise it to {length}, for references are never cut"
-        )
+    limits = {"reference": ("sampler.max_tokens", config.sampler.max_tokens)}
+    if config.sft.reflections:
+        limits |= {"flawed": limits["reference"], "reflection": ("reflection.max_tokens", config.reflection.max_tokens)}
+    for field, (setting, limit) in limits.items():
+        texts = ((getattr(train.source[row], field), train.source[row].id) for row in chosen)
+        length, name = max((len(train.processor.encode_completion(text)), name) for text, name in texts)
+        if limit and length > limit:
+            raise data.DataError(
+                f"{name}: its {field} response has {length} tokens, {setting} is {limit}; raise it to {length}, for "
+                "references are never cut"
+            )
     return chosen
 
 
@@ -478,6 +482,7 @@ def sampling_programs(
         grow=jax.jit(functools.partial(sampler.grow, slots=layout.completion)),
         instruction_KF=np.stack([np.pad(turn, (width - len(turn), 0)) for turn in turns]),
         is_instruction_KF=np.stack([np.arange(width) >= width - len(turn) for turn in turns]),
+        header=header,
         row_counts=reflection.row_counts,
         warmed=set(),
     )

@@ -155,6 +155,8 @@ class Sft:
     warmup_steps: updates of linear rise to lr
     weight_decay: AdamW's decoupled decay, per unit of learning rate
     reference_rows: the first so many training rows give their reference; 0 = all
+    reflections: share of the draws that show a flawed response, its reflection and then the reference, where a row has
+        them; the flawed response does not train
     """
 
     steps: Count
@@ -163,6 +165,7 @@ class Sft:
     warmup_steps: Count
     weight_decay: NotNegative
     reference_rows: Count
+    reflections: Annotated[float, Range(0, 1)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -702,6 +705,8 @@ def _judging_conflicts(config: Config) -> Iterator[str]:
         yield f"judge.kind = 'none': reward.scheme = {scheme!r} needs a judge; choose one, or scheme 'safegrpo'"
     if kind == "none" and reruns:
         yield f"judge.kind = 'none': reflection.reruns = {reruns} needs a judge that rejects; choose one, or set reruns to 0"
+    if config.sft.reflections and not reruns:
+        yield f"sft.reflections = {config.sft.reflections}: shows reruns, but reflection.reruns = 0; set either"
     if kind != "none" and scheme == "safegrpo" and not reruns:
         yield (
             f"judge.kind = {kind!r}: has no effect with reward.scheme = 'safegrpo' and reflection.reruns = 0; set it to "

@@ -1,6 +1,5 @@
 """Rewards: a response, its record and its verdict in, named terms out; pure arithmetic that calls nothing (host code)."""
 
-import math
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -92,8 +91,8 @@ def _judged(
 ) -> dict[str, float]:
     """The terms of a scheme that adds rule terms to a judge's word, `own` its weights of them.
 
-    tag, behaviour and what belongs to them are there where one of the two has a weight. A record without tags has NaN
-    there, which adds nothing. Without a valid verdict all that depends on it is NaN, `reward` included.
+    tag, behaviour and what belongs to them are there, weighed or not, where the record has tags. Without a valid verdict
+    all that depends on it is NaN, `reward` included.
     """
     if verdict is None:
         raise ValueError(
@@ -102,8 +101,7 @@ def _judged(
     weight, parsed = _weights(settings, **own), responses.parse(response)
     terms = structured.terms(scheme, verdict, settings)
     judged, terms["format"] = terms["judged"], float(is_in_blocks(response))
-    tags = _tag_terms(parsed, record)
-    terms |= tags if weight["tag"] or weight["behaviour"] else {"refusal": tags["refusal"]}
+    terms |= _tag_terms(parsed, record)
     return _with_rules(judged, terms, response, settings, weight)
 
 
@@ -121,13 +119,13 @@ def _with_rules(
         terms["repetition"] = repetition(response)
     if weight["length"]:
         terms["length"] = over_length(response, settings.length_limit)
-    reward += sum(weight[name] * terms[name] for name in ADDED if weight[name] and not math.isnan(terms[name]))
+    reward += sum(weight[name] * terms[name] for name in ADDED if weight[name] and name in terms)
     reward -= sum(weight[name] * terms[name] for name in SUBTRACTED if weight[name])
     return {**terms, "reward": reward}
 
 
 def _tag_terms(parsed: responses.Parsed, record: Record) -> dict[str, float]:
-    """The terms that depend on tags, as `safegrpo` explains them; NaN but for refusal where the record lacks a tag."""
+    """The terms that depend on tags, as `safegrpo` explains them; only refusal where the record lacks a tag."""
     image_right = parsed.image_tag == record.image_tag
     text_right = parsed.text_tag == record.text_tag
     combine_right = parsed.combine_tag == record.combine_tag
@@ -140,9 +138,7 @@ def _tag_terms(parsed: responses.Parsed, record: Record) -> dict[str, float]:
         "tag": 0.5 + 0.25 * image_right + 0.25 * text_right if combine_right else 0.0,
         "behaviour": float(behaves),
     }
-    if _missing_tags(record):
-        terms = dict.fromkeys(terms, math.nan)
-    return {**terms, "refusal": float(refusal)}
+    return {**({} if _missing_tags(record) else terms), "refusal": float(refusal)}
 
 
 def _missing_tags(record: Record) -> list[str]:

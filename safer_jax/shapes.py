@@ -37,6 +37,8 @@ class Record(NamedTuple):
     expected: str = "any"
     category: str = ""
     reference: str = ""  # a reference response, empty where the set has none
+    flawed: str = ""  # a response that should be rejected, and
+    reflection: str = ""  # what leads from it to the reference; both empty where the set has none
     licence: str = ""
     use: str = "train"  # train | eval
 

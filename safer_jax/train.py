@@ -35,7 +35,7 @@ from safer_jax import config as config_lib
 from safer_jax.build import Run
 from safer_jax.judge import JudgeError
 from safer_jax.judge.breaker import JudgeDown
-from safer_jax.shapes import EMPTY, FORCED, REFLECTION, Batch, Rollout, TrainState
+from safer_jax.shapes import EMPTY, FORCED, REFLECTION, Batch, Record, Rollout, TrainState
 
 REFILLS = 3  # further passes that may look for groups whose rewards differ
 BAD_INPUT = (  # errors that the user can mend: their messages say how
@@ -204,14 +204,36 @@ def grpo_batch(
 
 
 def sft_batch(run: Run, asked: data.Asked) -> Batch:
-    """One completion a prompt, its reference response, which fits: `build` has measured it."""
-    shape = (len(asked.records), 1, run.config.sampler.max_tokens)
-    token_PGC, is_valid_PGC, zero_PGC = np.zeros(shape, np.int32), np.zeros(shape, bool), np.zeros(shape, np.float32)
-    for row, record in enumerate(asked.records):
-        ids = run.train.processor.encode_completion(record.reference)
+    """One completion a prompt, its reference response; of some draws as the correction of a flawed one.
+
+    All of it fits: `build` has measured it. What the policy should not say, or is told, is context that does not train.
+    """
+    layout, share = run.sampling.layout, run.config.sft.reflections
+    shape = (len(asked.records), 1, layout.completion if share else layout.answer)
+    token_PGC, is_valid_PGC, is_trained_PGC = np.zeros(shape, np.int32), np.zeros(shape, bool), np.zeros(shape, bool)
+    zero_PGC = np.zeros(shape, np.float32)
+    for row, (record, draw) in enumerate(zip(asked.records, asked.prompts.draw_P.tolist())):
+        parts = [(run.train.processor.encode_completion(record.reference), True)]
+        if record.flawed and np.random.default_rng([run.config.seed, draw]).random() < share:
+            parts = shown(run, record, draw) + parts
+        ids, is_trained = (np.concatenate(column) for column in zip(*((i, np.full(len(i), t)) for i, t in parts)))
         token_PGC[row, 0, : len(ids)] = ids
         is_valid_PGC[row, 0, : len(ids)] = True
-    return Batch(asked.prompts, token_PGC, is_valid_PGC, is_valid_PGC, zero_PGC, zero_PGC, zero_PGC, zero_PGC)
+        is_trained_PGC[row, 0, : len(ids)] = is_trained
+    return Batch(asked.prompts, token_PGC, is_valid_PGC, is_trained_PGC, zero_PGC, zero_PGC, zero_PGC, zero_PGC)
+
+
+def shown(run: Run, record: Record, draw: int) -> list[tuple[np.ndarray, bool]]:
+    """What comes before the reference in a row that shows a rerun: (ids, whether they train)."""
+    programs, encode = run.sampling, run.train.processor.encode_completion
+    number = draw % len(programs.instruction_KF)
+    parts = [
+        (encode(record.flawed), False),
+        (programs.instruction_KF[number][programs.is_instruction_KF[number]], False),
+    ]
+    if programs.layout.reflection:
+        parts += [(encode(record.reflection), True), (programs.header, False)]
+    return parts
 
 
 def train(config: config_lib.Config, folder: pathlib.Path) -> TrainState:

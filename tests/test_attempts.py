@@ -130,6 +130,13 @@ def test_only_rejected_rows_are_asked_again_and_every_attempt_is_judged_once(dra
     assert np.isnan(drawn.verdict_PGEJ[~want]).all()
 
 
+def test_a_judge_without_reruns_only_judges(params, prompts):
+    judge = Judge(lambda *_: True)
+    rollout = attempts.rollout(programs(settings(reruns=0)), params, prompts, 0, one_device(), judge)
+    assert rollout.token_PGC.shape[-1] == LIMIT and len(judge.seen) == PROMPTS * GROUP
+    assert rollout.verdict_PGEJ[3, 2].tolist() == [[3, 2, 0]]
+
+
 def test_a_failed_verdict_is_no_rejection(params, prompts, compiled):
     failing = Judge(lambda p, g, _: g == 0 and p != 1, fails=lambda p, g, _: p == 1)
     rollout = attempts.rollout(compiled, params, prompts, 0, one_device(), failing)

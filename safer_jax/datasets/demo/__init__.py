@@ -15,6 +15,7 @@ from safer_jax.datasets import DataError
 from safer_jax.shapes import TAGS, Record
 
 LICENCE = "Apache-2.0"
+TEXT_FIELDS = ("id", "prompt", "expected", "category", "reference", "flawed", "reflection")
 ROOT = "~/.cache/safer_jax"
 _SOURCES = ("demo_dataset_builder.py", "questions.py", "rows.py", "rules.py", "scenes.py", "tokenizer.py")
 PREPROCESSOR = {
@@ -100,7 +101,7 @@ class Source:
         if not 0 <= index < len(self):
             raise IndexError(f"{self.name}: row {index} of {len(self)}")
         row = self._rows[index]
-        texts = {field: row[field].decode() for field in ("id", "prompt", "expected", "category", "reference")}
+        texts = {field: row[field].decode() for field in TEXT_FIELDS}
         tags = {field: TAGS[int(row[field])] for field in ("image_tag", "text_tag", "combine_tag")}
         use = "train" if self._split == "train" else "eval"
         return Record(source="demo", images=(row["image"],), licence=LICENCE, use=use, **texts, **tags)

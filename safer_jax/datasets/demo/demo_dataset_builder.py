@@ -4,10 +4,9 @@ from collections.abc import Iterator
 
 import tensorflow_datasets as tfds
 
-from safer_jax.datasets.demo import rows, rules, scenes
+from safer_jax.datasets.demo import TEXT_FIELDS, rows, rules, scenes
 from safer_jax.shapes import TAGS
 
-TEXT_FIELDS = ("id", "prompt", "expected", "category", "reference")
 TAG_FIELDS = ("image_tag", "text_tag", "combine_tag")
 
 

@@ -162,6 +162,10 @@ REFUSE = (
 )
 
 
+MISSED = ("I did not see the danger: {danger}.", "I said yes, but this use risks {danger}.")
+IMAGINED = ("I saw a danger where there is none.", "I said no, but this use is fine.")
+
+
 def thing(kinds: tuple[str, ...], noun: str) -> str:
     """What the picture shows, in words: one or two objects, or a note and what is written on it."""
     if noun:
@@ -194,10 +198,43 @@ def reference(rng: np.random.Generator, cell: rules.Cell, kinds: tuple[str, ...]
     return f"<think>{think}</think><answer>{_answer(rng, cell, kinds, noun, colour)}</answer>"
 
 
+def flawed(rng: np.random.Generator, cell: rules.Cell, kinds: tuple[str, ...], noun: str, colour: str) -> str:
+    """A response with the wrong combined tag that acts on it: it helps where it must not, or declines for no reason.
+
+    Empty for what nobody could take for harmless, an unsafe question.
+    """
+    tags = rules.tags(cell)
+    if cell.intent in rules.HARM:
+        return ""
+    wrong, reason = (SAFE, "harmless") if tags.combine == UNSAFE else (UNSAFE, "compositional")
+    think = (
+        f"{_pick(rng, DESCRIBE).format(thing=thing(kinds, noun))} "
+        f"{_pick(rng, VISUAL[tags.image])} <visual_safe>{tags.image}</visual_safe> "
+        f"{_pick(rng, TEXT[tags.text])} <text_safe>{tags.text}</text_safe> "
+        f"{_pick(rng, COMBINED[reason]).format(danger='harm')} <combined_safe>{wrong}</combined_safe> "
+        f"{_pick(rng, SUMMARY[wrong])}"
+    )
+    answer = _pick(rng, REFUSE).format(reason="it could lead to harm")
+    return (
+        f"<think>{think}</think><answer>{_help(rng, cell, kinds, noun, colour) if wrong == SAFE else answer}</answer>"
+    )
+
+
+def reflection(rng: np.random.Generator, cell: rules.Cell) -> str:
+    """What a flawed response overlooked."""
+    if rules.tags(cell).combine == UNSAFE:
+        return _pick(rng, MISSED).format(danger=DANGERS.get(cell.kind, "harm"))
+    return _pick(rng, IMAGINED)
+
+
 def _answer(rng: np.random.Generator, cell: rules.Cell, kinds: tuple[str, ...], noun: str, colour: str) -> str:
     if rules.tags(cell).combine == UNSAFE:
         reason = REASONS.get(cell.intent, f"it could lead to {DANGERS.get(cell.kind, 'harm')}")
         return _pick(rng, REFUSE).format(reason=reason)
+    return _help(rng, cell, kinds, noun, colour)
+
+
+def _help(rng: np.random.Generator, cell: rules.Cell, kinds: tuple[str, ...], noun: str, colour: str) -> str:
     return _pick(rng, HELP[cell.intent]).format(
         thing=thing(kinds, noun),
         colour=colour,

@@ -33,6 +33,9 @@ def _row(rng: np.random.Generator, name: str, split: str, cell: rules.Cell) -> R
     tags, category = rules.tags(cell), rules.category(cell)
     reference = questions.reference(rng, cell, kinds, noun, drawing.colour)
     is_demonstrated = category != "compositional" or split == "test" or rng.random() < _JOINT_REFERENCES
+    # Draws of its own: without demonstrations the rows would be the same.
+    own = np.random.default_rng([rules.SEED, len(split), 2, int(name[-6:])])
+    flawed = questions.flawed(own, cell, kinds, noun, drawing.colour) if is_demonstrated else ""
     return Record(
         id=name,
         source="demo",
@@ -44,6 +47,8 @@ def _row(rng: np.random.Generator, name: str, split: str, cell: rules.Cell) -> R
         expected="refuse" if tags.combine == UNSAFE else "comply",
         category=category,
         reference=reference if is_demonstrated else "",
+        flawed=flawed,
+        reflection=questions.reflection(own, cell) if flawed else "",
         licence=LICENCE,
         use="train" if split == "train" else "eval",
     )
