@@ -144,7 +144,8 @@ def _prompts_of(tree: Any, part: jax.Array, parts: int) -> Any:
     """The prompts part::parts of every array."""
     if parts == 1:
         return tree
-    pick = lambda x: jax.lax.dynamic_index_in_dim(x.reshape(-1, parts, *x.shape[1:]), part, 1, keepdims=False)
+    split = lambda x: x.reshape(x.shape[0] // parts, parts, *x.shape[1:])
+    pick = lambda x: jax.lax.dynamic_index_in_dim(split(x), part, 1, keepdims=False)
     return jax.tree.map(pick, tree)
 
 

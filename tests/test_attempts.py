@@ -1,19 +1,23 @@
 """Reruns by continued caches against fresh prefills of whole conversations, and who is asked again (host code)."""
 
+import dataclasses
 import types
 
 import hf
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
+from plain_update import Plain
 from small_policy import BANNED, CONFIG, END_IDS, GRAPH, TEMPERATURE, at, forced_logp
 
 from configs import tiny
-from safer_jax import attempts, build, config, mesh, runtime, sampler
+from safer_jax import attempts, build, config, grpo, mesh, runtime, sampler, state, train
 from safer_jax.model import vlm
 from safer_jax.shapes import ANSWER, CORRECTION, EMPTY, FORCED, REFLECTION
+from safer_jax.update import Updater
 
 PROMPTS, GROUP, LIMIT, REFLECTED, RERUNS = 4, 4, 10, 6, 2
 TURNS = {"first": [hf.PAD, 40, 41, 42, hf.PAD], "second": [hf.PAD, 50, hf.PAD], "header": [hf.PAD, 60, 61]}
@@ -35,6 +39,7 @@ def settings(**reflection):
     made.sampler.update({"group": GROUP, "max_tokens": LIMIT, "temperature": TEMPERATURE})
     chosen = {"reruns": RERUNS, "texts": ("first", "second"), "header": "header", "max_tokens": REFLECTED}
     made.reflection.update({**chosen, "row_counts": (2, 8), **reflection})
+    made.judge.kind = "rules" if made.reflection.reruns else "none"
     return config.resolve(made)
 
 
@@ -283,3 +288,49 @@ def test_without_reflection_the_instruction_asks_for_the_answer(params, prompts)
     assert set(np.unique(rollout.role_PGC)) == {EMPTY, FORCED, ANSWER, CORRECTION}
     logp = at(forced_logp(params, prompts, rollout.token_PGC, rollout.role_PGC != EMPTY), rollout.token_PGC)
     assert np.abs(logp - rollout.logp_PGC)[rollout.role_PGC > FORCED].max() < 1e-4
+
+
+# What trains.
+
+
+def values(shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("baseline", ["all", "final"])
+@pytest.mark.parametrize("train_reflection", [True, False])
+def test_tokens_train_with_the_advantage_of_their_attempt(prompts, drawn, baseline, train_reflection):
+    made = settings(train_reflection=train_reflection)
+    is_valid = drawn.is_attempt_PGE & (values(drawn.is_attempt_PGE.shape, 1) < 1)  # the judge failed for some
+    assert 0 < is_valid.sum() < drawn.is_attempt_PGE.sum()
+    worth = values(is_valid.shape)
+    batch = train.grpo_batch(
+        made, types.SimpleNamespace(prompts=prompts), drawn, worth, np.asarray(grpo.counted(is_valid, baseline))
+    )
+    for p, g, c in np.ndindex(drawn.token_PGC.shape):
+        role, e = drawn.role_PGC[p, g, c], drawn.attempt_PGC[p, g, c]
+        counts = is_valid[p, g, e] and (baseline == "all" or not is_valid[p, g, e + 1 :].any())
+        trains = counts and role in ((ANSWER, CORRECTION, REFLECTION) if train_reflection else (ANSWER, CORRECTION))
+        assert batch.is_trained_PGC[p, g, c] == trains
+        assert batch.is_valid_PGC[p, g, c] == (role != EMPTY)
+        assert not trains or batch.advantage_PGC[p, g, c] == worth[p, g, e]
+    assert not batch.is_trained_PGC[drawn.role_PGC == FORCED].any()
+
+
+def test_the_update_is_that_of_plain_rows(params, rows, prompts, drawn):
+    made = settings()
+    made = dataclasses.replace(
+        made, grpo=dataclasses.replace(made.grpo, prompts=PROMPTS, micro_prompts=2, logp_chunk=64, beta=0.0)
+    )
+    worth = values(drawn.is_attempt_PGE.shape)
+    batch = train.grpo_batch(made, types.SimpleNamespace(prompts=prompts), drawn, worth, drawn.is_attempt_PGE)
+    keep_gradient = optax.scale_by_schedule(lambda _: -1.0)
+    updater = Updater(made, GRAPH, {"grpo": keep_gradient}, BANNED)
+    moved, _ = jax.jit(updater.grpo)(state.create(params, keep_gradient), batch)
+    ours = jax.tree.map(lambda old, new: np.asarray(old) - np.asarray(new), params, moved.params)
+    plain = Plain(made, CONFIG, GRAPH, rows, batch, BANNED)
+    _, (gradient,) = plain.step(made, params, batch, 0.0)
+    theirs, ours = hf.flat(gradient), hf.flat(ours)
+    for name, value in theirs.items():
+        if name.startswith("text"):  # these prompts have no images
+            assert np.linalg.norm(ours[name] - value) < 1e-4 * np.linalg.norm(value), name
