@@ -15,7 +15,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
     config.model = model = ConfigDict()
     model.variant = "tiny"  # tiny | 3b | 7b | 32b | 72b
-    model.path = ""  # folder written by tools/convert.py from-hf; empty = random weights
+    model.path = ""  # folder written by tools/convert.py from-hf, or of a run; empty = random weights
     model.dtype = "float32"  # of the computation: float32 | bfloat16
     model.remat = "layer"  # layer | none
 
@@ -42,7 +42,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     prompt.max_source_pixels = 50_000_000  # pixels, from the file's header
     prompt.force_think = False  # True: the opening <think> is forced and does not train
     prompt.system = "safety"  # safety | none
-    prompt.guide = "steps"  # steps | none
+    prompt.guide = "steps"  # steps | think | none
 
     config.sft = sft = ConfigDict()
     sft.steps = 0  # updates; 0 = no warm start
@@ -164,9 +164,12 @@ def smoke(config: ConfigDict) -> ConfigDict:
     config.model.update({"variant": "tiny", "path": "", "dtype": "float32"})
     config.mesh.update({"data": -1, "fsdp": 1, "tensor": 1})
     config.data.eval_rows = 4
-    config.prompt.update({"buckets": (2048,), "patch_buckets": (256,), "max_pixels": 25_088})
+    config.prompt.update({"buckets": (512, 2048), "patch_buckets": (256,), "max_pixels": 25_088})
     config.sft.steps = 0
     config.sampler.update({"group": 4, "max_tokens": 16, "prompts_per_pass": 2})
+    config.reflection.update({"max_tokens": min(8, config.reflection.max_tokens), "row_counts": (4, 8)})
+    if config.judge.kind != "none":
+        config.judge.update({"kind": "rules", "canaries_every": min(1, config.judge.canaries_every)})
     config.grpo.update({"steps": 2, "prompts": 4, "minibatches": 2, "micro_prompts": 1, "micro_group": 2})
     config.grpo.logp_chunk = 32
     config.eval.update({"every": 0, "prompts": 4})

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 REPEATS = 10_000  # of the bootstrap
+WARM = "warm start"  # the run that all arms start from, where an experiment has one
 
 
 class Arm(NamedTuple):
@@ -31,7 +32,10 @@ class Arm(NamedTuple):
 
 
 class Experiment(NamedTuple):
-    """A question to the code. Every arm is run with every seed, and `compare` names pairs (better, worse) to test."""
+    """A question to the code. Every arm is run with every seed, and `compare` names pairs (better, worse) to test.
+
+    With `warm`, the overrides of a warm start, that is run once a seed, and every arm starts from its weights.
+    """
 
     question: str
     claim: str
@@ -41,6 +45,7 @@ class Experiment(NamedTuple):
     seeds: Sequence[int]
     metric: str
     also: Sequence[str]  # further columns of the table
+    warm: dict[str, object] | None = None
 
 
 class Interval(NamedTuple):
@@ -78,11 +83,15 @@ def main(experiment: Experiment) -> None:
 def launch(experiment: Experiment, folder: pathlib.Path, is_run: bool) -> None:
     """Print every command; with `is_run` run those whose last evaluation is missing (train resumes the others)."""
     for seed in experiment.seeds:
-        for arm in experiment.arms:
-            if arm.run:
-                continue
+        start = {}
+        arms = [arm for arm in experiment.arms if not arm.run]
+        if experiment.warm is not None:
+            arms.insert(0, Arm(WARM, {**experiment.warm, "grpo.steps": 0}, when="warm"))
+            start = {"model.path": folder / run_name(WARM, seed), "sft.steps": 0}
+        for arm in arms:
             target = folder / run_name(arm.name, seed)
-            settings = [f"--config.{field}={value}" for field, value in {"seed": seed, **arm.overrides}.items()]
+            overrides = {"seed": seed, **(start if arm.name != WARM else {}), **arm.overrides}
+            settings = [f"--config.{field}={value}" for field, value in overrides.items()]
             command = ["-m", "safer_jax.train", f"--config={experiment.config}", f"--workdir={target}", *settings]
             print("python " + shlex.join(command), flush=True)
             if is_run and not any(line.get("when") == arm.when for line in evaluations(target)):

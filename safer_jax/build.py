@@ -396,7 +396,7 @@ def _first_state(
     if config.model.path:
         from safer_jax import convert
 
-        params = convert.load_params(config.model.path, abstract.params)
+        params = convert.load_params(pathlib.Path(config.model.path).expanduser(), abstract.params)
         create = functools.partial(state.create, optimizer=updater.optimizers["sft"])
         return jax.jit(create, out_shardings=shardings)(params)
     key = jax.random.fold_in(jax.random.key(config.seed), WEIGHTS)

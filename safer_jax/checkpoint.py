@@ -166,11 +166,16 @@ def load_leaves(target: str | os.PathLike, abstract_params: Any) -> Any:
     """
     target = pathlib.Path(target).absolute()
     _verify(target)
-    abstract = {"params": abstract_params}
-    wanted = {name: _describe(name, leaf) for name, leaf in _flat(abstract).items()}
-    saved = _read_manifest(target)["leaves"]
-    _compare(target, {name: {**leaf, "dtype": wanted.get(name, leaf)["dtype"]} for name, leaf in saved.items()}, wanted)
-    return _load(target, abstract)["params"]
+    return _load_params(target, abstract_params)
+
+
+def load_run(run: str | os.PathLike, abstract_params: Any, step: int | None = None) -> Any:
+    """The parameters alone of a run's checkpoint, verified, on the shardings and in the dtypes of `abstract_params`.
+
+    `run` and `step` are those of `restore_params`. Raises CheckpointError as `load_leaves`.
+    """
+    folder = pathlib.Path(run).absolute() / "checkpoints"
+    return _load_params(folder / str(_choose(folder, step)), abstract_params)
 
 
 def steps(folder: str | os.PathLike) -> list[int]:
@@ -212,6 +217,21 @@ def _load(target: pathlib.Path, abstract: Any) -> Any:
     flat = _flat(abstract)
     restored = _flat(ocp.load(target / "state", _nest({name: _abstract(leaf) for name, leaf in flat.items()})))
     return jax.tree.unflatten(jax.tree.structure(abstract), [restored[name] for name in flat])
+
+
+def _load_params(target: pathlib.Path, abstract_params: Any) -> Any:
+    """The part "params" of a verified checkpoint, whatever else it holds."""
+    abstract = {"params": abstract_params}
+    wanted = {name: _describe(name, leaf) for name, leaf in _flat(abstract).items()}
+    leaves = _read_manifest(target)["leaves"].items()
+    saved = {
+        name: leaf | {"dtype": wanted.get(name, leaf)["dtype"]} for name, leaf in leaves if name.startswith("params.")
+    }
+    _compare(target, saved, wanted)
+    context = ocp.Context()
+    context.pytree.loading.partial_load = True
+    with context:
+        return _load(target, abstract)["params"]
 
 
 def _verify(target: pathlib.Path) -> None:

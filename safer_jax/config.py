@@ -72,7 +72,7 @@ class Model:
     """The policy.
 
     variant: tiny | 3b | 7b | 32b | 72b, the published shapes of Qwen2.5-VL and a small one for CPUs
-    path: folder written by `tools/convert.py from-hf`; empty = random weights
+    path: folder written by `tools/convert.py from-hf`, or of a run, whose newest weights it starts from; empty = random
     dtype: float32 | bfloat16, of the computation; the master weights are float32
     remat: layer | none, recompute each layer in the backward pass or keep its activations
     """
@@ -131,7 +131,8 @@ class Prompt:
     max_source_pixels: images whose header names a larger area are refused before decoding (pixels)
     force_think: True = the opening <think> is part of the completion's forced tokens and does not train
     system: safety | none, the system text
-    guide: steps | none, the instruction about the answer's format behind the user's text
+    guide: steps | think | none, the instruction about the answer's format behind the user's text: five steps with safety
+        tags (SafeGRPO), or thinking and answer alone (SaFeR-VLM)
     """
 
     buckets: Sizes
@@ -142,7 +143,7 @@ class Prompt:
     max_source_pixels: Size
     force_think: bool
     system: Literal["safety", "none"]
-    guide: Literal["steps", "none"]
+    guide: Literal["steps", "think", "none"]
 
 
 @dataclasses.dataclass(frozen=True)

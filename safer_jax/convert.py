@@ -279,10 +279,10 @@ def _check_tied(found: Mapping[str, Any], read: Callable[[str], np.ndarray], con
 
 
 def load_params(folder: str | os.PathLike, abstract_params: Any) -> Any:
-    """The weights of a converted checkpoint, on the shardings and in the dtypes of `abstract_params`.
+    """The weights of a converted checkpoint or a run, on the shardings and in the dtypes of `abstract_params`.
 
     Args:
-      folder: what `from_hf` wrote.
+      folder: what `from_hf` wrote, or a training run, whose newest checkpoint it is.
       abstract_params: pytree of jax.ShapeDtypeStruct (with shardings; default device where they have none), such as the
         abstract parameters of an nnx module.
 
@@ -291,6 +291,8 @@ def load_params(folder: str | os.PathLike, abstract_params: Any) -> Any:
       CheckpointError: damaged, or leaves missing, unexpected or of another shape; all are listed.
     """
     folder = pathlib.Path(folder)
+    if (folder / "checkpoints").is_dir():
+        return checkpoint.load_run(folder, abstract_params)
     if not (folder / "params").is_dir():
         raise shards.ConvertError(f"{folder} holds no converted weights", ["it has no params/"], _convert_first(folder))
     return checkpoint.load_leaves(folder / "params", abstract_params)

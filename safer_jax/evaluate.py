@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pathlib
+import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from safer_jax import attempts, data, images, mesh, prompts, rewards, verdicts
 from safer_jax import config as config_lib
+from safer_jax.judge import canaries
 from safer_jax.judge.breaker import JudgeDown
 from safer_jax.shapes import REFLECTION, UNSAFE, Record, Rollout
 from safer_jax.verdicts import Verdict
@@ -59,6 +61,17 @@ class Judging:
         self.judge, self.records, self.processor, self.accept_at = judge, records, processor, accept_at
         self.comments: dict[tuple[int, int, int], str] = {}
         self.down = ""
+
+    def canaries(self) -> dict[str, float]:
+        """How well the judge likes answers that no judge should, asked of the first record; likes are told on stderr."""
+        try:
+            report = canaries.score(self.judge, self.records[0], self.accept_at)
+        except JudgeDown as error:
+            self.down = str(error)
+            return {}
+        for alert in report.alerts:
+            print(f"CANARY: {alert}", file=sys.stderr, flush=True)
+        return {f"canary_{name}": value for name, value in report.figures.items()}
 
     def check(self) -> None:
         """Raises JudgeDown on every process if a judge of any of them is down. A collective."""

@@ -63,6 +63,8 @@ def rl_step(run: Run, now: TrainState, reference: Any) -> tuple[TrainState, dict
     weights = run.for_sampling(now.params)
     judging = run.judging(asked.records)
     rollout = attempts.rollout(run.sampling, weights, asked.prompts, config.sampler.prompts_per_pass, run.mesh, judging)
+    is_due = run.is_due(config.judge.canaries_every, int(now.step) + 1 - config.sft.steps)
+    canaries = judging.canaries() if is_due else {}
     if judging:
         judging.check()
     clock.lap("sample")
@@ -87,7 +89,7 @@ def rl_step(run: Run, now: TrainState, reference: Any) -> tuple[TrainState, dict
     if run.is_due(config.log.rollouts_every, int(now.step) - config.sft.steps):
         told = run.tell(rollout, advantage_PGE, judging)
         run.save_rollouts(int(now.step), "grpo", config.data.train_split, asked.records, scored, told)
-    figures = {**run.figures(rollout, scored), **health, **updated, **clock.seconds()}
+    figures = {**run.figures(rollout, scored), **canaries, **health, **updated, **clock.seconds()}
     return now, {**figures, "epoch": cursor / run.orders["grpo"].size}
 
 

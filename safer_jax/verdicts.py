@@ -145,7 +145,10 @@ def parse(text: str, rubric: Rubric) -> Verdict:
         raise VerdictError(f"comment is {reply['comment']!r:.80}, not a text")
     values = {name: _score(name, reply[name]) for name in rubric.scores}
     values |= {name: _flag(name, reply[name]) for name in rubric.flags}
-    return of_values(rubric, values, reply["comment"][:COMMENT_CHARACTERS])
+    comment = (
+        reply["comment"][:COMMENT_CHARACTERS].encode("utf-8", "replace").decode()
+    )  # half a surrogate pair cannot be saved
+    return of_values(rubric, values, comment)
 
 
 def _score(name: str, value: Any) -> float:

@@ -187,6 +187,21 @@ def test_other_model_lists_the_leaves(tmp_path):
     assert "params.head: not in the checkpoint, wanted float32[16, 8]" in text
 
 
+def test_a_run_gives_its_parameters_alone(tmp_path):
+    """Cast to the wanted dtype; the optimizer's leaves beside them are neither wanted nor in the way."""
+    for step in (3, 5):
+        checkpoint.save(tmp_path / "checkpoints", step, small_state(step), {})
+    wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), small_state().params)
+    for step, chosen in ((5, None), (3, 3)):
+        got = checkpoint.load_run(tmp_path, wanted, chosen)
+        for ours, saved in zip(jax.tree.leaves(got), jax.tree.leaves(small_state(step).params), strict=True):
+            assert ours.dtype == jnp.float32
+            np.testing.assert_array_equal(ours, saved.astype(jnp.float32))
+    other = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), small_state(width=4).params)
+    with pytest.raises(checkpoint.CheckpointError, match=r"params.embed: checkpoint has float32\[16, 8\]"):
+        checkpoint.load_run(tmp_path, other)
+
+
 def test_what_cannot_be_saved_is_named(tmp_path):
     with pytest.raises(checkpoint.CheckpointError, match="key: is a random key; save its jax.random.key_data"):
         checkpoint.save(tmp_path, 1, {"key": jax.random.key(0)}, {})

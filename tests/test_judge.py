@@ -14,7 +14,7 @@ from PIL import Image
 from configs import base
 from safer_jax import config, runtime, verdicts
 from safer_jax.datasets.demo import rows
-from safer_jax.judge import JudgeError, breaker, canaries, http, kinds, recorded, rules
+from safer_jax.judge import JudgeError, breaker, canaries, endpoint, kinds, recorded, rules
 from safer_jax.shapes import SAFE, UNKNOWN, UNSAFE, Record
 
 RUBRIC, TOOLKIT, STEER = (verdicts.RUBRICS[name] for name in ("safer_vlm", "toolkit", "steer"))
@@ -371,7 +371,7 @@ def test_the_kind_of_the_config(tmp_path):
     with pytest.raises(JudgeError, match=r"judge\.kind = 'local'"):
         kinds.make(made(kind="local", path="x"), STEER)
     remote = kinds.make(made(kind="http", url="http://127.0.0.1:1/v1", model="m"), STEER)
-    assert isinstance(remote._judge, http.Judge) and remote.rubric == STEER
+    assert isinstance(remote._judge, endpoint.Judge) and remote.rubric == STEER
 
 
 def test_every_kind_can_be_made():

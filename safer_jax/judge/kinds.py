@@ -3,13 +3,13 @@
 from pathlib import Path
 
 from safer_jax import config, verdicts
-from safer_jax.judge import JudgeError, http, recorded, rules
+from safer_jax.judge import JudgeError, endpoint, recorded, rules
 from safer_jax.judge.breaker import Breaker
 from safer_jax.verdicts import Rubric
 
 KINDS = {
     "rules": lambda settings, rubric: rules.Judge(rubric),
-    "http": http.Judge,
+    "http": endpoint.Judge,
     "recorded": lambda settings, rubric: recorded.Judge(settings.path, rubric),
 }
 

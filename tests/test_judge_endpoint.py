@@ -20,8 +20,7 @@ from PIL import Image
 
 from configs import base
 from safer_jax import config, verdicts
-from safer_jax.judge import JudgeError, question
-from safer_jax.judge import http as judge_http
+from safer_jax.judge import JudgeError, endpoint, question
 from safer_jax.shapes import Record
 
 RUBRIC = verdicts.RUBRICS["safer_vlm"]
@@ -128,7 +127,7 @@ def serve():
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(judge_http, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(endpoint, "FIRST_WAIT", 0.01)
 
 
 def settings(url, **changes):
@@ -138,7 +137,7 @@ def settings(url, **changes):
 
 
 def ask(url, response="a response", record=RECORD, **changes):
-    (verdict,) = judge_http.Judge(settings(url, **changes), RUBRIC)([record], [response])
+    (verdict,) = endpoint.Judge(settings(url, **changes), RUBRIC)([record], [response])
     return verdict
 
 
@@ -215,7 +214,7 @@ def test_order_concurrency_and_equal_attempts(serve):
     server = serve(slow)
     texts = [str(1 + i % 10) for i in range(30)]
     records = [RECORD._replace(id=f"row-{i}", prompt="twice" if i < 20 else "once") for i in range(30)]
-    judge = judge_http.Judge(settings(server.url, concurrency=3), RUBRIC)
+    judge = endpoint.Judge(settings(server.url, concurrency=3), RUBRIC)
     judged = judge(records, texts)
     assert [verdict.value_J[0] for verdict in judged] == [1 + i % 10 for i in range(30)]
     assert len(server.requests) == 20 and max(peaks) == 3
@@ -227,7 +226,7 @@ def test_one_failure_does_not_touch_the_others(serve):
         text = judged_text(handler.server.requests[-1][2])
         handler.reply(completion("nonsense" if text == "2" else json.dumps(values(int(text)))))
 
-    judge = judge_http.Judge(settings(serve(second_is_bad).url, concurrency=1), RUBRIC)
+    judge = endpoint.Judge(settings(serve(second_is_bad).url, concurrency=1), RUBRIC)
     judged = judge([RECORD] * 3, ["1", "2", "3"])
     assert [verdict.is_valid for verdict in judged] == [True, False, True]
     assert judged[0].value_J[0] == 1 and judged[2].value_J[0] == 3
@@ -332,13 +331,13 @@ def test_a_wait_beyond_the_deadline_is_not_begun(serve, wait):
 
 @pytest.mark.parametrize("wait", ["", "soon", "-5", "nan", "1e9", "9" * 400, "Wed, 99 Nov 2099 00:00:00 GMT"])
 def test_an_unreadable_wait_is_none(serve, wait):
-    assert judge_http._retry_after(wait) == 0
+    assert endpoint._retry_after(wait) == 0
 
 
 def test_the_waits_grow_and_differ(serve, monkeypatch):
     waits = []
-    monkeypatch.setattr(judge_http.time, "sleep", waits.append)
-    monkeypatch.setattr(judge_http, "FIRST_WAIT", 1.0)
+    monkeypatch.setattr(endpoint.time, "sleep", waits.append)
+    monkeypatch.setattr(endpoint, "FIRST_WAIT", 1.0)
     server = serve(lambda handler, _: handler.reply(b"", 500))
     for _ in range(2):
         ask(server.url, retries=7, deadline=600.0)
@@ -520,7 +519,7 @@ def test_the_cache_knows_another_rubric_and_the_same_question_of_another_record(
     ask(server.url, cache=str(tmp_path), record=RECORD._replace(id="row-2"))
     assert len(server.requests) == 1
     other = RUBRIC._replace(scores=RUBRIC.scores | {"answer_help": "The answer is kind."})
-    judge_http.Judge(settings(server.url, cache=str(tmp_path)), other)([RECORD], ["a response"])
+    endpoint.Judge(settings(server.url, cache=str(tmp_path)), other)([RECORD], ["a response"])
     monkeypatch.setattr(question, "_GRADE", question._GRADE + "Be strict.\n")
     ask(server.url, cache=str(tmp_path))
     assert len(server.requests) == 3
@@ -579,7 +578,7 @@ def test_the_key_goes_nowhere_else(serve, tmp_path, monkeypatch, capsys):
     )
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(files) == 1 and KEY not in files[0].read_text() + capsys.readouterr().err
-    assert KEY not in repr(judge_http.Judge(settings(server.url, key_env="JUDGE_KEY"), RUBRIC))
+    assert KEY not in repr(endpoint.Judge(settings(server.url, key_env="JUDGE_KEY"), RUBRIC))
 
 
 @pytest.mark.parametrize("value", [None, "", f"{KEY}\nX-Other: 1", f"{KEY} ", f"{KEY}\u00e9"])
@@ -588,7 +587,7 @@ def test_a_key_that_is_missing_or_cannot_be_sent(monkeypatch, value):
     if value is not None:
         monkeypatch.setenv("JUDGE_KEY", value)
     with pytest.raises(JudgeError, match=r"judge\.key_env = 'JUDGE_KEY'") as error:
-        judge_http.Judge(settings("http://127.0.0.1:1/v1", key_env="JUDGE_KEY"), RUBRIC)
+        endpoint.Judge(settings("http://127.0.0.1:1/v1", key_env="JUDGE_KEY"), RUBRIC)
     assert KEY not in str(error.value)
 
 
