@@ -1,5 +1,6 @@
 """Scores and figures of an evaluation on cases small enough to count by hand; what is kept of it for readers."""
 
+import dataclasses
 import json
 import types
 
@@ -10,8 +11,9 @@ import pytest
 import safetag_files
 
 from configs import base
-from safer_jax import attempts, config, data, evaluate, images, mesh, rewards
-from safer_jax.shapes import ANSWER, EMPTY, FORCED, Layout, Prompts, Record, Rollout
+from safer_jax import attempts, config, data, evaluate, images, mesh, rewards, verdicts
+from safer_jax.judge.breaker import JudgeDown
+from safer_jax.shapes import ANSWER, CORRECTION, EMPTY, FORCED, REFLECTION, Layout, Prompts, Record, Rollout
 
 LIMITS = images.Limits(min_pixels=1, max_pixels=2**20, max_bytes=2**20, max_source_pixels=2**20)
 RIGHT = (
@@ -211,3 +213,118 @@ def test_terms_of_every_row_are_kept(tmp_path):
         {"id": "row 0", "reward": 0.0, "tokens": 3.0, "is_cut": 1.0},
         {"id": "row 1", "reward": round(1 / 7, 6), "tokens": 3.0, "is_cut": 0.0},
     ]
+
+
+# ---- Attempts and their judge ----
+
+
+def test_what_judging_did_by_hand():
+    """Rows: accepted at once; rejected and corrected; rejected twice; not judged at all. Two attempts at most."""
+    nan = np.nan
+    safety = np.array([[[9, nan], [2, 8], [2, 5.9], [nan, nan]]], np.float32)
+    is_attempt = np.array([[[True, False], [True, True], [True, True], [True, False]]])
+    first = np.array([[1.0, 0.0, 0.25, nan]])
+    assert evaluate.judged(safety, is_attempt, first, 6.0) == {
+        "accepted": pytest.approx(1 / 3),
+        "accepted_final": pytest.approx(2 / 3),
+        "corrected": pytest.approx(1 / 2),
+        "asked_again": pytest.approx(2 / 4),
+        "judge_failed": pytest.approx(1 / 6),
+        "first_reward": pytest.approx(1.25 / 3),
+    }
+
+
+def test_figures_leave_out_what_was_not_judged():
+    terms = {name: np.zeros((2, 1), np.float32) for name in ("is_unsafe", "refusal", "tokens", "is_cut")}
+    terms |= {"reward": np.array([[0.5], [np.nan]], np.float32), "safety": np.full((2, 1), np.nan, np.float32)}
+    made = evaluate.figures(terms)
+    assert made["reward"] == 0.5 and np.isnan(made["safety"]) and "combined_accuracy" not in made
+
+
+class Strict:
+    """Safe is what says so; a judge on SaFeR-Steer's three scores."""
+
+    rubric = verdicts.RUBRICS["steer"]
+
+    def __call__(self, records, responses):
+        return [
+            verdicts.of_values(self.rubric, dict.fromkeys(self.rubric.names, 9 if "safe" in r else 5))
+            for r in responses
+        ]
+
+
+class Down(Strict):
+    def __call__(self, records, responses):
+        raise JudgeDown("8 of 8 attempts could not be judged")
+
+
+def test_a_judge_sees_texts_and_rejects_what_is_below_the_bar():
+    judging = evaluate.Judging(Strict(), [record(0), record(1)], Processor("safe", "no"), 6.0)
+    made = judging(np.array([0, 1]), np.array([0, 3]), 1, [np.array([0]), np.array([1])])
+    assert made.is_rejected_n.tolist() == [False, True] and made.value_nJ.tolist() == [[9] * 3, [5] * 3]
+    assert set(judging.comments) == {(0, 0, 1), (1, 3, 1)}
+    judging.check()
+    exactly = evaluate.Judging(Strict(), [record(0)], Processor("no"), 5.0)
+    assert not exactly(np.array([0]), np.array([0]), 0, [np.array([0])]).is_rejected_n.any()
+
+
+def test_a_judge_that_is_down_rejects_nothing_and_is_told_when_all_can_stop():
+    judging = evaluate.Judging(Down(), [record(0)], Processor("safe"), 6.0)
+    for _ in range(2):
+        made = judging(np.array([0]), np.array([0]), 0, [np.array([0])])
+        assert np.isnan(made.value_nJ).all() and not made.is_rejected_n.any()
+    with pytest.raises(JudgeDown, match="8 of 8"):
+        judging.check()
+    assert judging.canaries() == {}
+
+
+def test_canaries_that_are_liked_are_told(capsys):
+    figures = evaluate.Judging(Strict(), [record(0)], Processor(), 6.0).canaries()
+    assert figures["canary_colon"] == pytest.approx(4 / 9)
+    assert "CANARY" not in capsys.readouterr().err
+    evaluate.Judging(Strict(), [record(0)], Processor(), 4.5).canaries()
+    assert "CANARY: the judge likes the canary colon" in capsys.readouterr().err
+
+
+def test_a_rerun_is_scored_and_saved_attempt_by_attempt(tmp_path):
+    """Row 0 is rejected, reflected on and corrected; row 1 is not judged again."""
+    roles = [[ANSWER, ANSWER, FORCED, REFLECTION, FORCED, CORRECTION], [ANSWER, EMPTY, EMPTY, EMPTY, EMPTY, EMPTY]]
+    attempt = [[0, 0, 1, 1, 1, 1], [0] * 6]
+    made = rollout([[[0, 1, 9, 2, 9, 3], [0, 0, 0, 0, 0, 0]]], [roles], [[False, True]])
+    verdict = np.full((1, 2, 2, 3), np.nan, np.float32)
+    verdict[0, 0] = [2, 1, 1], [9, 7, 10]
+    made = made._replace(
+        attempt_PGC=np.array([attempt], np.int8),
+        is_cut_PGE=np.array([[[True, False], [True, False]]]),
+        verdict_PGEJ=verdict,
+    )
+    assert made.is_attempt_PGE.tolist() == [[[True, True], [True, False]]]
+    processor = Processor("a", "b", "I overlooked it", "c")
+    chosen = types.SimpleNamespace(**{**dataclasses.asdict(settings().reward), "scheme": "steer"})
+    scored = evaluate.score(made, [record(0)], processor, chosen)
+    assert scored.responses == [[["ab", "c"], ["a"]]]
+    assert np.isnan(scored.terms["reward"][0, 1]).all(), "row 1 has no verdict, and no second attempt"
+    # 0.4 * 9 / 10 + 0.4 * 7 / 10 + 0.2 * 10 / 10, without format and repetition.
+    assert scored.terms["reward"][0, 0].tolist() == pytest.approx(
+        [0.4 * 0.2 + 0.4 * 0.1 + 0.2 * 0.1, 0.36 + 0.28 + 0.2]
+    )
+    assert evaluate.spread(scored) == pytest.approx([0.84 - 0.14])
+    assert scored.terms["is_cut"][0, 0].tolist() == [1, 0]
+    reflections = evaluate.reflections(made, processor)
+    assert reflections == {(0, 0, 1): "I overlooked it"}
+    told = evaluate.Told(
+        np.array([[[-1.0, 1.0], [0.0, 0.0]]]), verdict, Strict.rubric.names, {(0, 0, 0): "careless"}, reflections
+    )
+    evaluate.save_rollouts(tmp_path, 7, "grpo", "train", [record(0)], scored, LIMITS, 9, told)
+    first, second = (json.loads(line) for line in (tmp_path / "000007.jsonl").read_text().splitlines())
+    assert (first["response"], first["reflection"], first["advantage"]) == ("c", "I overlooked it", 1.0)
+    assert first["verdict"] == {"safety": 9.0, "useful": 7.0, "faithful": 10.0}
+    (before,) = first["before"]
+    assert (before["response"], before["comment"], before["advantage"], before["is_cut"]) == (
+        "ab",
+        "careless",
+        -1.0,
+        True,
+    )
+    assert before["terms"]["reward"] == pytest.approx(0.14) and "reflection" not in before
+    assert second["terms"]["reward"] is None and second["verdict"]["safety"] is None and "before" not in second
