@@ -31,7 +31,10 @@ from safer_jax import (
     rewards,
     runtime,
     train,
+    verdicts,
 )
+from safer_jax.judge import rules
+from safer_jax.judge.breaker import JudgeDown
 from safer_jax.shapes import ANSWER, EMPTY, Layout, Rollout
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -191,6 +194,72 @@ def test_another_config_does_not_resume_a_run(whole):
     for line in ("seed: 0 -> 1", "grpo.beta: 0.1 -> 0.2", "model.variant: 'tiny' -> '3b'"):
         assert line in text
     assert "log.rollouts" not in text, "what may change is no difference"
+
+
+# ---- Reflection and its judge ----
+
+SAFER = {
+    "grpo.steps": 2,
+    "grpo.prompts": 2,
+    "grpo.micro_prompts": 2,
+    "sampler.group": 2,
+    "sampler.max_tokens": 12,
+    "reflection.max_tokens": 4,
+    "reflection.row_counts": (4,),
+    "sft.reflections": 0.0,  # no reference is as short as these answers
+    "sft.steps": 0,
+    "data.eval_rows": 2,
+    "eval.prompts": 2,
+    "checkpoint.every": 1,
+    "judge.max_failed": 0.4,
+    "judge.window": 4,
+}
+
+
+@pytest.fixture(scope="module")
+def judged(patch, tmp_path_factory):
+    """The folder of a run with reruns that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("runs") / "judged"
+    tiny_runs.run(patch, folder, tiny_runs.settings(SAFER, file="tiny_safer"))
+    return folder
+
+
+def test_rejected_answers_are_reflected_on_and_train(judged):
+    steps = [line for line in lines(judged / "metrics.jsonl") if line["stage"] == "grpo"]
+    assert [line["asked_again"] for line in steps] == [1.0, 1.0], "what random weights write is never accepted"
+    assert [line["accepted"] for line in steps] == [line["judge_failed"] for line in steps] == [0.0, 0.0]
+    assert all(line["gap_max"] < 1e-4 for line in steps), "the trainer sees reruns as the sampler did"
+    assert steps[-1]["compiles"] == 0
+    row, *_ = lines(judged / "rollouts" / "000001.jsonl")
+    assert row.keys() >= {"verdict", "before", "reflection"} and set(row["verdict"]) == set(
+        verdicts.RUBRICS["safer_vlm"].names
+    )
+
+
+def test_a_judge_that_goes_down_saves_stops_and_is_resumed(patch, judged, tmp_path, monkeypatch):
+    """Down in the second step: the first is saved. With the judge back the same command ends as the other run did."""
+    made, asked = tiny_runs.settings(SAFER, file="tiny_safer"), []
+    judge = rules.Judge.__call__
+
+    def fails(self, records, responses):
+        asked.append(len(records))
+        rubric = self.rubric
+        is_down = len(asked) > 4  # evaluation, two judgings of the first step, the first of the second
+        return [verdicts.failed(rubric, "refused")] * len(records) if is_down else judge(self, records, responses)
+
+    with monkeypatch.context() as broken, pytest.raises(JudgeDown, match="could not be judged.*The last: refused"):
+        broken.setattr(rules.Judge, "__call__", fails)
+        tiny_runs.run(patch, tmp_path, made)
+    assert checkpoint.latest(tmp_path / "checkpoints") == 1
+    tiny_runs.run(patch, tmp_path, made)
+    assert_same(tmp_path / "checkpoints", judged / "checkpoints", 2)
+
+
+def test_a_failed_judge_has_an_exit_code_of_its_own(capsys):
+    with pytest.raises(SystemExit) as end, runtime.started():
+        raise JudgeDown("8 of 8 attempts could not be judged")
+    assert end.value.code == runtime.ExitCode.JUDGE_DOWN == 77
+    assert "JudgeDown: 8 of 8" in capsys.readouterr().err
 
 
 # ---- Dynamic sampling ----
