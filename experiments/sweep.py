@@ -157,18 +157,44 @@ def table(experiment: Experiment, folder: pathlib.Path) -> str:
 
 
 def plot(experiment: Experiment, folder: pathlib.Path, target: pathlib.Path) -> None:
-    """The metric at every evaluation, one thin line a seed and a thick one for their mean; needs matplotlib."""
+    """The metric at every evaluation but that of random weights, and the differences with their intervals; needs
+    matplotlib."""
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    figure, (curves, forest) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained", width_ratios=(3, 2))
     for number, arm in enumerate(arm for arm in experiment.arms if not arm.run):
         lines = [evaluations(folder / run_name(arm.name, seed)) for seed in experiment.seeds]
-        steps = [line["step"] for line in lines[0]]
-        scores = np.array([[line[experiment.metric] for line in of_seed] for of_seed in lines])
-        axes.plot(steps, scores.T, color=f"C{number}", linewidth=0.7, alpha=0.4)
-        axes.plot(steps, scores.mean(0), color=f"C{number}", linewidth=2, marker="o", markersize=3, label=arm.name)
-    axes.set(xlabel="step", ylabel=f"test {experiment.metric}", title=experiment.question)
-    axes.grid(alpha=0.25)
-    axes.legend(frameon=False)
+        shown = [place for place, line in enumerate(lines[0]) if line["step"] or experiment.warm is not None]
+        steps = [lines[0][place]["step"] for place in shown]
+        scores = np.array([[of_seed[place][mean_of(experiment.metric)] for place in shown] for of_seed in lines])
+        curves.plot(steps, scores.T, color=f"C{number}", linewidth=0.7, alpha=0.4, marker="o", markersize=2)
+        curves.plot(steps, scores.mean(0), color=f"C{number}", linewidth=2, marker="o", markersize=5, label=arm.name)
+    curves.set(xlabel="step", ylabel=f"test {experiment.metric}", title=experiment.question)
+    curves.grid(alpha=0.25)
+    curves.legend(frameon=False)
+    by_name = {arm.name: arm for arm in experiment.arms}
+    for place, (better, worse) in enumerate(experiment.compare):
+        of = lambda name: values(experiment, folder, by_name[name], experiment.metric)
+        found = paired(of(better) - of(worse))
+        forest.errorbar(
+            found.mean,
+            -place,
+            xerr=[[found.mean - found.low], [found.high - found.mean]],
+            fmt="o",
+            color="k",
+            capsize=3,
+        )
+    forest.axvline(0, color="k", linewidth=0.7)
+    labels = [f"{better}\n− {worse}" for better, worse in experiment.compare]
+    forest.set(yticks=-np.arange(len(labels)), yticklabels=labels, title="difference, 95% interval")
+    forest.margins(y=0.3)
+    forest.grid(alpha=0.25, axis="x")
     target.parent.mkdir(exist_ok=True)
     figure.savefig(target, dpi=120)
+
+
+def mean_of(term: str) -> str:
+    """The figure in metrics.jsonl that is a term's mean over rows."""
+    return {"image_right": "visual_accuracy", "text_right": "text_accuracy", "combine_right": "combined_accuracy"}.get(
+        term, term
+    )
