@@ -264,7 +264,7 @@ def test_passes_meshes_and_row_counts_give_the_same(params, prompts, drawn):
     device_mesh = mesh.make(2, 2, 2)
     placed = jax.device_put(params, mesh.shardings(vlm.abstract(CONFIG)[1], device_mesh, mesh.SAMPLE))
     with jax.set_mesh(device_mesh):
-        made = programs(settings(), device_mesh)
+        made = programs(settings(row_counts=(8,)), device_mesh)
         other.append(attempts.rollout(made, placed, prompts, 0, device_mesh, Judge(some)))
     for rollout in other:
         same = (rollout.token_PGC == drawn.token_PGC).all(-1)
