@@ -1,5 +1,6 @@
 """datasets/demo: the built set against its rules, the tokenizer against arbitrary text, the assets in transformers."""
 
+import hashlib
 import io
 import re
 import subprocess
@@ -11,7 +12,7 @@ import transformers
 from PIL import Image
 
 from configs import base
-from safer_jax import config, data, images, prompts, rewards
+from safer_jax import config, data, images, prompts, responses, rewards
 from safer_jax.datasets import DataError, demo
 from safer_jax.datasets.demo import questions, rows, rules, tokenizer
 from safer_jax.shapes import SAFE, UNSAFE
@@ -42,6 +43,29 @@ def test_built_set_holds_the_rows_of_the_seed(splits):
         for record, _ in zip(records, range(40), strict=False):
             assert record == next(again)
     assert splits["train"][7].id == "demo/train/000007"
+
+
+def test_the_texts_are_the_same_on_every_machine(splits):
+    """Results are compared over machines: a change here makes every earlier table one of another data set."""
+    texts, golden = hashlib.sha256(), "c65521cca6b84c4830fff93031ed36ec7588f28277b4ab930d2ced09c492a1ee"
+    for r in splits["test"]:
+        tags = (r.image_tag, r.text_tag, r.combine_tag, r.category)
+        texts.update("\n".join((r.id, r.prompt, *tags, r.reference, r.flawed, r.reflection)).encode())
+    assert texts.hexdigest() == golden
+
+
+def test_flawed_responses_are_wrong_and_fit(splits):
+    """Where a row has one, its combined tag is wrong and its answer acts on it; unsafe questions have none."""
+    shown = [record for record in splits["train"] if record.flawed]
+    assert len(shown) > 1000 and all(record.reflection for record in shown)
+    for record in shown:
+        said = responses.parse(record.flawed)
+        assert said.is_formatted and said.combine_tag not in ("", record.combine_tag)
+        assert responses.refuses(said.answer) == (said.combine_tag == "unsafe")
+        assert (said.image_tag, said.text_tag) == (record.image_tag, record.text_tag)
+    for record in splits["train"]:
+        has_reason = record.reference and record.text_tag == "safe"
+        assert bool(record.flawed) == bool(has_reason)
 
 
 def test_config_word_reaches_the_set(root, splits):
