@@ -10,11 +10,9 @@ from collections.abc import Callable, Sequence
 from typing import Self
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.experimental import multihost_utils
-from jax.sharding import NamedSharding, PartitionSpec
 
 from safer_jax import (
     attempts,
@@ -24,10 +22,10 @@ from safer_jax import (
     images,
     mesh,
     metrics,
+    programs,
     prompts,
     rewards,
     runtime,
-    sampler,
     state,
     verdicts,
 )
@@ -35,10 +33,8 @@ from safer_jax import config as config_lib
 from safer_jax.datasets import demo
 from safer_jax.judge import kinds
 from safer_jax.model import variants, vlm
-from safer_jax.shapes import Batch, Layout, Record, Rollout, TrainState
+from safer_jax.shapes import Batch, Record, Rollout, TrainState
 from safer_jax.update import Updater
-
-WEIGHTS, SAMPLES, EVALUATIONS = range(3)  # what a key folded from config.seed is for
 
 
 class ResumeError(ValueError):
@@ -197,7 +193,7 @@ def build(config: config_lib.Config, folder: pathlib.Path) -> tuple[Run, TrainSt
         test_rows=test.usable.rows[: config.data.eval_rows or None],
         orders=orders,
         judge=make_judge(config, folder),
-        **_jitted(config, updater, processor, device_mesh, abstract, shardings),
+        **programs.compiled(config, updater, processor, device_mesh, abstract, shardings),
         abstract=abstract,
         stopper=runtime.Stopper(),
         watchdog=runtime.watchdog(),
@@ -399,110 +395,5 @@ def _first_state(
         params = convert.load_params(pathlib.Path(config.model.path).expanduser(), abstract.params)
         create = functools.partial(state.create, optimizer=updater.optimizers["sft"])
         return jax.jit(create, out_shardings=shardings)(params)
-    key = jax.random.fold_in(jax.random.key(config.seed), WEIGHTS)
+    key = programs.key(config, programs.WEIGHTS)
     return jax.jit(make, out_shardings=shardings)(key)
-
-
-def _jitted(
-    config: config_lib.Config,
-    updater: Updater,
-    processor: prompts.Processor,
-    device_mesh: jax.sharding.Mesh,
-    abstract: TrainState,
-    shardings: TrainState,
-) -> dict[str, Callable]:
-    """The run's compiled functions. State is donated: the old one is gone when the new one exists."""
-    rows = NamedSharding(device_mesh, PartitionSpec(("data", "fsdp")))
-    whole = NamedSharding(device_mesh, PartitionSpec())
-    dtype = jnp.dtype(config.model.dtype)
-    to_grpo = functools.partial(state.start_stage, optimizer=updater.optimizers["grpo"])
-    return {
-        "sampling": sampling_programs(config, updater, processor, device_mesh),
-        "testing": testing_programs(config, updater, processor, device_mesh),
-        "for_sampling": jax.jit(
-            functools.partial(vlm.cast, dtype=dtype),
-            out_shardings=mesh.shardings(abstract.params, device_mesh, mesh.SAMPLE),
-        ),
-        "sft_update": jax.jit(updater.sft, donate_argnums=0, out_shardings=(shardings, whole)),
-        "grpo_update": jax.jit(updater.grpo, donate_argnums=0, out_shardings=(shardings, whole)),
-        "logp": jax.jit(updater.logp, out_shardings=rows),
-        "start_grpo": jax.jit(to_grpo, out_shardings=shardings),
-    }
-
-
-def sampling_programs(
-    config: config_lib.Config, updater: Updater, processor: prompts.Processor, device_mesh: jax.sharding.Mesh
-) -> attempts.Programs:
-    """The sampler of training: groups, and reruns of what is rejected."""
-    settings, reflection = config.sampler, config.reflection
-    drawing = sampler.Drawing(
-        settings.temperature, processor.end_ids, updater.is_banned_V, settings.top_k, settings.top_p
-    )
-    generate = functools.partial(
-        sampler.generate,
-        key=_key(config, SAMPLES),
-        group=settings.group,
-        max_tokens=settings.max_tokens,
-        drawing=drawing,
-    )
-    merge = functools.partial(nnx.merge, updater.graph)
-    rows = NamedSharding(device_mesh, PartitionSpec(("data", "fsdp")))
-    if not reflection.reruns:
-        only_answers = lambda params, asked: generate(merge(params), asked)[0]
-        sample = jax.jit(only_answers, out_shardings=rows)
-        return attempts.Programs(lambda params, asked: (sample(params, asked), None), Layout(settings.max_tokens))
-
-    turns = [processor.encode_turn(text, opens_answer=not reflection.max_tokens) for text in reflection.texts]
-    header = processor.encode_turn(reflection.header) if reflection.max_tokens else np.zeros(0, np.int32)
-    width = max(map(len, turns))
-    layout = Layout(
-        answer=settings.max_tokens,
-        instruction=1 + width,
-        reflection=reflection.max_tokens,
-        header=1 + len(header) if reflection.max_tokens else 0,
-        reruns=reflection.reruns,
-    )
-    rerun = functools.partial(
-        sampler.rerun,
-        key=_key(config, SAMPLES),
-        group=settings.group,
-        layout=layout,
-        header=header,
-        drawing=drawing,
-    )
-
-    def once(params, asked, cache, rejected, start, goes_on):
-        return rerun(merge(params), asked, cache, rejected, start, goes_on=goes_on)
-
-    whole = NamedSharding(device_mesh, PartitionSpec())
-    return attempts.Programs(
-        sample=jax.jit(lambda params, asked: generate(merge(params), asked), out_shardings=(rows, None)),
-        layout=layout,
-        rerun=jax.jit(once, static_argnums=5, out_shardings=(whole, whole, None)),
-        grow=jax.jit(functools.partial(sampler.grow, slots=layout.completion)),
-        instruction_KF=np.stack([np.pad(turn, (width - len(turn), 0)) for turn in turns]),
-        is_instruction_KF=np.stack([np.arange(width) >= width - len(turn) for turn in turns]),
-        header=header,
-        row_counts=reflection.row_counts,
-        warmed=set(),
-    )
-
-
-def testing_programs(
-    config: config_lib.Config, updater: Updater, processor: prompts.Processor, device_mesh: jax.sharding.Mesh
-) -> attempts.Programs:
-    """The sampler of evaluations: one answer a prompt, nothing truncated, nothing asked again."""
-    drawing = sampler.Drawing(config.eval.temperature, processor.end_ids, updater.is_banned_V)
-    key, limit = _key(config, EVALUATIONS), config.sampler.max_tokens
-
-    def answer(params, asked):
-        return sampler.generate(
-            nnx.merge(updater.graph, params), asked, key, group=1, max_tokens=limit, drawing=drawing
-        )[0]
-
-    sample = jax.jit(answer, out_shardings=NamedSharding(device_mesh, PartitionSpec(("data", "fsdp"))))
-    return attempts.Programs(lambda params, asked: (sample(params, asked), None), Layout(limit))
-
-
-def _key(config: config_lib.Config, purpose: int) -> jax.Array:
-    return jax.random.fold_in(jax.random.key(config.seed), purpose)

@@ -14,7 +14,7 @@ from plain_update import Plain
 from small_policy import BANNED, CONFIG, END_IDS, GRAPH, TEMPERATURE, at, forced_logp
 
 from configs import tiny
-from safer_jax import attempts, build, config, grpo, mesh, runtime, sampler, state, train
+from safer_jax import attempts, config, grpo, mesh, programs, runtime, sampler, state, train
 from safer_jax.model import vlm
 from safer_jax.shapes import ANSWER, CORRECTION, EMPTY, FORCED, REFLECTION
 from safer_jax.update import Updater
@@ -43,9 +43,9 @@ def settings(**reflection):
     return config.resolve(made)
 
 
-def programs(made, device_mesh=None):
+def compile_for(made, device_mesh=None):
     policy = types.SimpleNamespace(graph=GRAPH, is_banned_V=BANNED)
-    return build.sampling_programs(made, policy, Processor(), device_mesh or one_device())
+    return programs.sampling(made, policy, Processor(), device_mesh or one_device())
 
 
 def one_device():
@@ -86,7 +86,7 @@ def prompts(rows):
 
 @pytest.fixture(scope="module")
 def compiled():
-    return programs(settings())
+    return compile_for(settings())
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ def words(rollout, p, g):
 
 
 def test_nothing_rejected_is_bitwise_the_plain_rollout(params, prompts, compiled):
-    plain = attempts.rollout(programs(settings(reruns=0)), params, prompts, 0, one_device())
+    plain = attempts.rollout(compile_for(settings(reruns=0)), params, prompts, 0, one_device())
     accepted = attempts.rollout(compiled, params, prompts, 0, one_device(), Judge(lambda *_: False))
     for name in ("token_PGC", "logp_PGC", "role_PGC"):
         wide = getattr(accepted, name)
@@ -137,7 +137,7 @@ def test_only_rejected_rows_are_asked_again_and_every_attempt_is_judged_once(dra
 
 def test_a_judge_without_reruns_only_judges(params, prompts):
     judge = Judge(lambda *_: True)
-    rollout = attempts.rollout(programs(settings(reruns=0)), params, prompts, 0, one_device(), judge)
+    rollout = attempts.rollout(compile_for(settings(reruns=0)), params, prompts, 0, one_device(), judge)
     assert rollout.token_PGC.shape[-1] == LIMIT and len(judge.seen) == PROMPTS * GROUP
     assert rollout.verdict_PGEJ[3, 2].tolist() == [[3, 2, 0]]
 
@@ -208,7 +208,7 @@ def test_log_probs_are_those_of_a_fresh_prefill(drawn, fresh):
 
 def test_tokens_are_those_that_a_fresh_prefill_would_draw(prompts, drawn, fresh):
     """Each slot's uniform number lies in the slice of its token, in the distribution of the fresh prefill."""
-    key = jax.random.fold_in(jax.random.key(settings().seed), build.SAMPLES)
+    key = programs.key(settings(), programs.SAMPLES)
     keys = sampler.row_keys(key, jnp.asarray(prompts.draw_P), GROUP)
     u = np.stack([sampler.uniform(keys, slot) for slot in range(drawn.token_PGC.shape[-1])], -1).astype(np.float64)
     weight = np.exp(fresh)
@@ -260,11 +260,11 @@ def test_nothing_compiles_after_the_first_rollout(params, prompts, compiled, dra
 
 def test_passes_meshes_and_row_counts_give_the_same(params, prompts, drawn):
     """Where a row parts, rounding moved a threshold: few do, and up to there log-probs are equal."""
-    other = [attempts.rollout(programs(settings(row_counts=(3,))), params, prompts, 2, one_device(), Judge(some))]
+    other = [attempts.rollout(compile_for(settings(row_counts=(3,))), params, prompts, 2, one_device(), Judge(some))]
     device_mesh = mesh.make(2, 2, 2)
     placed = jax.device_put(params, mesh.shardings(vlm.abstract(CONFIG)[1], device_mesh, mesh.SAMPLE))
     with jax.set_mesh(device_mesh):
-        made = programs(settings(row_counts=(8,)), device_mesh)
+        made = compile_for(settings(row_counts=(8,)), device_mesh)
         other.append(attempts.rollout(made, placed, prompts, 0, device_mesh, Judge(some)))
     for rollout in other:
         same = (rollout.token_PGC == drawn.token_PGC).all(-1)
@@ -282,7 +282,7 @@ def test_without_reflection_the_instruction_asks_for_the_answer(params, prompts)
 
     made = settings(max_tokens=0, reruns=1)
     policy = types.SimpleNamespace(graph=GRAPH, is_banned_V=BANNED)
-    direct = build.sampling_programs(made, policy, Direct(), one_device())
+    direct = programs.sampling(made, policy, Direct(), one_device())
     rollout = attempts.rollout(direct, params, prompts, 0, one_device(), Judge(some))
     assert rollout.token_PGC.shape[-1] == LIMIT + 1 + len(TURNS["first"]) + LIMIT
     assert set(np.unique(rollout.role_PGC)) == {EMPTY, FORCED, ANSWER, CORRECTION}

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "safer_jax"
 ORDER = [
     "shapes", "config", "images", "prompts", "responses", "verdicts", "judge", "structured", "rewards", "mesh", "model", "shards",
     "checkpoint", "convert", "datasets", "data", "sampler", "attempts", "grpo", "lora", "state", "update", "metrics", "runtime",
-    "page", "report", "evaluate", "curate", "build", "train", "plan",
+    "page", "report", "evaluate", "curate", "programs", "build", "train", "plan",
 ]
 NO_JAX = [
     "shapes", "config", "images", "prompts", "responses", "verdicts", "judge", "structured", "rewards", "shards", "datasets",

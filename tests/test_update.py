@@ -18,7 +18,7 @@ from flax import nnx
 from plain_update import Plain, whole_rows
 
 from configs import base
-from safer_jax import build, config, evaluate, mesh, state, train
+from safer_jax import config, evaluate, mesh, programs, state, train
 from safer_jax.model import variants, vlm
 from safer_jax.model.text import OwnCache, PromptCache
 from safer_jax.shapes import ANSWER, EMPTY, Batch, Prompts, Record, Rollout
@@ -428,7 +428,7 @@ def sampled(chosen) -> Rollout:
     """By the run's own compiled sampler."""
     updater = Updater(chosen, GRAPH, {"grpo": recorder(RATE)}, BANNED)
     processor = types.SimpleNamespace(end_ids=(2,))
-    return build.sampling_programs(chosen, updater, processor, mesh.make(8, 1, 1)).sample(BIGRAM, bigram_prompts())[0]
+    return programs.sampling(chosen, updater, processor, mesh.make(8, 1, 1)).sample(BIGRAM, bigram_prompts())[0]
 
 
 def updated(chosen) -> nnx.State:
