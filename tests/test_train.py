@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import jax
 import numpy as np
@@ -350,6 +351,45 @@ def test_dead_groups_are_drawn_anew(monkeypatch, feed, dead, taken, cursor):
     assert scored.terms.keys() == again.terms.keys()
     for name, value in scored.terms.items():
         np.testing.assert_array_equal(value, again.terms[name], err_msg=name)
+
+
+@pytest.mark.parametrize("reflection", [28, 0])
+def test_a_shown_rerun_trains_what_the_policy_should_say(feed, reflection):
+    """Flawed answer, instruction and header are context; with a share of one half, draws differ, and stay the same."""
+    rows, _, _ = feed
+    encode, turn = rows.processor.encode_completion, rows.processor.encode_turn
+    texts, header = [turn("Look again."), turn("What is wrong here?")], turn("Answer again.")
+    width = max(map(len, texts))
+    programs = attempts.Programs(
+        sample=None,
+        layout=Layout(72, 1 + width, reflection, 1 + len(header) if reflection else 0, 1),
+        instruction_KF=np.stack([np.pad(text, (width - len(text), 0)) for text in texts]),
+        is_instruction_KF=np.stack([np.arange(width) >= width - len(text) for text in texts]),
+        header=header,
+    )
+    changes = {"sft.reflections": 0.5, "reflection.max_tokens": reflection}
+    run = types.SimpleNamespace(config=tiny_runs.settings(changes, file="tiny_safer"), sampling=programs, train=rows)
+    chosen = [row for row in range(32) if rows.source[row].flawed][:8]
+    asked = rows.ask(chosen, list(range(100, 108)))
+    batch = train.sft_batch(run, asked)
+    kinds = set()
+    for p, (record, draw) in enumerate(zip(asked.records, range(100, 108), strict=True)):
+        said = encode(record.reflection) if reflection else np.zeros(0, np.int32)
+        after = [*said, *header] if reflection else []
+        context = [*encode(record.flawed), *texts[draw % 2]]
+        whole = [*context, *after, *encode(record.reference)]
+        is_trained = [False] * len(context) + [True] * len(said) + [False] * (len(after) - len(said))
+        ids = batch.token_PGC[p, 0][batch.is_valid_PGC[p, 0]].tolist()
+        kinds.add(ids == whole)
+        if ids == whole:
+            length = len(encode(record.reference))
+            assert batch.is_trained_PGC[p, 0][: len(ids)].tolist() == is_trained + [True] * length
+        else:
+            assert ids == encode(record.reference).tolist()
+            assert batch.is_trained_PGC[p].sum() == len(ids)
+    assert kinds == {True, False}
+    again = train.sft_batch(run, asked)
+    np.testing.assert_array_equal(batch.token_PGC, again.token_PGC)
 
 
 def test_advantages_follow_the_rule_for_long_answers():
