@@ -101,7 +101,7 @@ class Mesh:
 class Data:
     """Which rows the policy is asked.
 
-    name: demo | safetag
+    name: demo | safetag | curated, what tools/curate.py select wrote
     path: the data set's folder; for demo empty = the cache folder
     train_split: name of the split that is trained on
     eval_split: name of the split that is evaluated on
@@ -110,7 +110,7 @@ class Data:
     root: folder for what is built once, such as the demo set
     """
 
-    name: Literal["demo", "safetag"]
+    name: Literal["demo", "safetag", "curated"]
     path: str
     train_split: Name
     eval_split: Name
@@ -616,8 +616,8 @@ def _conflicts(config: Config) -> Iterator[str]:
     data, prompt, mesh = config.data, config.prompt, config.mesh
     if mesh.data == 0 or mesh.data < -1:
         yield f"mesh.data = {mesh.data}: must be -1 (the devices that the other axes leave) or at least 1"
-    if data.name == "safetag" and not data.path:
-        yield f"data.path = {data.path!r}: data.name = 'safetag' is read from disk; set it to the data set's folder"
+    if data.name != "demo" and not data.path:
+        yield f"data.path = {data.path!r}: data.name = {data.name!r} is read from disk; set it to the data set's folder"
     if data.train_split == data.eval_split:
         yield f"data.eval_split = {data.eval_split!r}: is data.train_split too; evaluate on rows that are not trained on"
     ascending = {f"prompt.{name}": getattr(prompt, name) for name in ("buckets", "patch_buckets")}

@@ -16,7 +16,7 @@ import grain
 import numpy as np
 
 from safer_jax import config, images, prompts
-from safer_jax.datasets import DataError, RowError, demo, safetag
+from safer_jax.datasets import DataError, RowError, curated, demo, safetag
 from safer_jax.shapes import Prompts, Record
 
 
@@ -40,7 +40,13 @@ def _safetag(data: config.Data, split: str) -> Source:
     return safetag.Source(data.path, split)
 
 
-ADAPTERS = {"demo": _demo, "safetag": _safetag}
+def _curated(data: config.Data, split: str) -> Source:
+    if not data.path:
+        raise DataError("data.path is empty: set it to a folder that tools/curate.py select wrote")
+    return curated.Source(data.path, split)
+
+
+ADAPTERS = {"demo": _demo, "safetag": _safetag, "curated": _curated}
 
 
 def load(data: config.Data, split: str) -> Source:

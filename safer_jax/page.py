@@ -1,4 +1,4 @@
-"""A web page without a framework: elements that escape, figures as text, line charts in SVG, one style (host code).
+"""A web page without a framework: elements that escape, figures as text, charts in SVG, one style (host code).
 
 Knows nothing of runs. A page needs nothing from a network, and its policy forbids it everything but its own script.
 """
@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 POINTS_SHOWN, SMOOTHED_FROM = 400, 24  # points a curve; a curve with fewer points than the latter is not smoothed
+CELL, LABEL = 4, 24  # pixels within which points are one dot; characters of a bar's name
 LARGEST = 1e30  # from here on a value counts as not finite
 
 
@@ -24,7 +25,8 @@ class Html(str):
 
 def element(name: str, *children: Any, **attributes: Any) -> Html:
     """`<name attributes>children</name>`; `class_` is class, `stroke_width` stroke-width; None and False leave out."""
-    kept = {key.rstrip("_").replace("_", "-"): value for key, value in attributes.items() if value not in (None, False)}
+    is_left_out = lambda value: value is None or value is False  # 0 is not
+    kept = {key.rstrip("_").replace("_", "-"): value for key, value in attributes.items() if not is_left_out(value)}
     start = name + "".join(f' {key}="{html.escape(str(value))}"' for key, value in kept.items())
     body = "".join(child if isinstance(child, Html) else html.escape(str(child)) for child in children)
     return Html(f"<{start}>{body}</{name}>")
@@ -162,6 +164,89 @@ def vertical(curves: list[list[tuple[int, float]]], scale: str) -> tuple[float, 
     return low, high, float
 
 
+def scatter(
+    title: str,
+    clouds: dict[str, list[tuple[Any, Any]]],
+    axes: tuple[str, str],
+    box: tuple[float, float, float, float] | None = None,
+    note: str = "",
+) -> Html:
+    """A figure with a dot for each (x, y) of each named cloud, the first in colour over the others in grey; nothing if
+    no point is finite.
+
+    Points that fall together are one dot, its area by their number. `axes` names x and y; `box` is a region
+    (x low, x high, y low, y high) to draw, its infinite sides at the figure's edge.
+    """
+    finite = {name: [p for p in points if is_finite(p[0]) and is_finite(p[1])] for name, points in clouds.items()}
+    if not any(finite.values()):
+        return Html()
+    width, height, left, right, top, bottom = 460, 300, 46, 450, 26, 260
+    xs, ys = zip(*(point for points in finite.values() for point in points))
+    ends = [*box] if box else []
+    x_low, x_high = around([*xs, *(x for x in ends[:2] if is_finite(x))])
+    y_low, y_high = around([*ys, *(y for y in ends[2:] if is_finite(y))])
+    at_x = lambda x: round(left + (min(max(x, x_low), x_high) - x_low) / (x_high - x_low) * (right - left), 1)
+    at_y = lambda y: round(bottom - (min(max(y, y_low), y_high) - y_low) / (y_high - y_low) * (bottom - top), 1)
+
+    drawn = []
+    for y in ticks(y_low, y_high):
+        drawn.append(element("line", class_="grid", x1=left, x2=right, y1=at_y(y), y2=at_y(y)))
+        drawn.append(element("text", plain(y), x=left - 6, y=at_y(y) + 3.5, class_="y"))
+    drawn += [element("text", plain(x), x=at_x(x), y=bottom + 16, class_="x") for x in ticks(x_low, x_high)]
+    drawn.append(element("text", axes[1], x=left, y=top - 10))
+    drawn.append(element("text", axes[0], x=right, y=height - 6, class_="y"))
+    place = right
+    for number, (name, points) in reversed(list(enumerate(finite.items()))):
+        cells: dict[tuple[int, int], list[tuple[float, float]]] = {}
+        for x, y in points:
+            cells.setdefault((int(at_x(x) // CELL), int(at_y(y) // CELL)), []).append((at_x(x), at_y(y)))
+        style = "s0 dots" if number == 0 else "rest dots"
+        dots = []
+        for cell in cells.values():
+            x, y = (round(statistics.fmean(values), 1) for values in zip(*cell))
+            dots.append(element("circle", cx=x, cy=y, r=round(min(1.6 * len(cell) ** 0.5, 1.5 * CELL), 1)))
+        drawn.append(element("g", *dots, class_=style))
+        label = f"{name} {len(points):,}"
+        drawn.append(element("text", f"● {label}", x=place, y=top - 10, class_=f"{style} y"))
+        place -= 6.1 * len(label) + 26
+    if box:
+        x, y = at_x(box[0]), at_y(box[3])
+        drawn.append(element("rect", class_="box", x=x, y=y, width=at_x(box[1]) - x, height=at_y(box[2]) - y))
+    alt = f"{title}: {axes[1]} over {axes[0]}, {', '.join(f'{name} {len(points)}' for name, points in finite.items())}"
+    svg = element("svg", *drawn, viewBox=f"0 0 {width} {height}", role="img", aria_label=alt)
+    return element("figure", element("figcaption", element("h3", title), element("p", note)), svg)
+
+
+def around(values: list[float]) -> tuple[float, float]:
+    """The ends of an axis on which these values stand clear of the edge."""
+    low, high = min(values), max(values)
+    margin = 0.04 * (high - low) or 0.5
+    return low - margin, high + margin
+
+
+def bar_chart(title: str, parts: dict[str, tuple[int, int]], note: str = "") -> Html:
+    """A figure with a bar for each name of (part, whole): the part in colour in front of the whole in grey."""
+    if not parts:
+        return Html()
+    width, row, left, right, top = 460, 22, 150, 380, 4
+    most = max(whole for _, whole in parts.values()) or 1
+    drawn = []
+    for number, (name, (part, whole)) in enumerate(parts.items()):
+        y = top + number * row
+        short = name if len(name) <= LABEL else f"{name[: LABEL - 1]}…"
+        drawn.append(element("text", element("title", name), short, x=left - 8, y=y + 12.5, class_="y"))
+        for value, style in ((whole, "rest"), (part, "s0")):
+            length = round((right - left) * value / most, 1)
+            drawn.append(element("rect", class_=f"{style} bar", x=left, y=y + 2, width=length, height=row - 8))
+        told = f"{part:,} of {whole:,}"
+        drawn.append(element("text", told, x=left + (right - left) * whole / most + 7, y=y + 12.5))
+    alt = f"{title}: {', '.join(f'{name} {part} of {whole}' for name, (part, whole) in parts.items())}"
+    box = {"viewBox": f"0 0 {width} {top + row * len(parts)}", "role": "img", "aria_label": alt}
+    return element(
+        "figure", element("figcaption", element("h3", title), element("p", note)), element("svg", *drawn, **box)
+    )
+
+
 def apart(wanted: dict[str, float], gap: float, top: float) -> dict[str, float]:
     """Heights of the names, from the top: as wanted, but `gap` apart, the push shared between those above and below."""
     pushed, last = {}, -math.inf
@@ -223,7 +308,9 @@ svg .y { text-anchor: end } svg .x { text-anchor: middle } svg .lost { fill: var
 .grid { stroke: var(--rule) } .mark { stroke: var(--soft); stroke-dasharray: 2 3 } .cursor { stroke: var(--soft) }
 path { fill: none; stroke: var(--c); stroke-width: 1.8; stroke-linejoin: round } .raw { opacity: .3 }
 .s0 { --c: var(--s0) } .s1 { --c: var(--s1) } .s2 { --c: var(--s2) } .s3 { --c: var(--s3) } .s4 { --c: var(--s4) }
-.s5 { --c: var(--s5) } svg text.end, .raw, .points { fill: var(--c) }
+.s5 { --c: var(--s5) } .rest { --c: var(--soft) } svg text.end, .raw, .points, .dots, .bar { fill: var(--c) }
+.rest { opacity: .4 } g.s0.dots { opacity: .8 } svg text.dots { fill: var(--c); opacity: 1 }
+.box { fill: none; stroke: var(--ink); stroke-dasharray: 4 3 }
 path.s1 { stroke-dasharray: 7 3 } path.s2 { stroke-dasharray: 2 2.5 } path.s3 { stroke-dasharray: 9 3 2 3 }
 .symbols { position: absolute } summary { cursor: pointer } summary h3 { display: inline; margin-right: .6rem }
 .step { padding: .7rem 0 } .step:first-of-type { margin-top: 1rem }
