@@ -144,7 +144,7 @@ def from_policy(args: argparse.Namespace, config: config_lib.Config):
     """(rows by shard, what answers them, prompts a pass): K answers of a policy to each row that it can read."""
     import jax
 
-    from safer_jax import attempts, build, data, evaluate, mesh
+    from safer_jax import attempts, build, data, evaluate, mesh, programs
     from safer_jax.shapes import ANSWER
 
     if jax.process_count() > 1:
@@ -163,7 +163,7 @@ def from_policy(args: argparse.Namespace, config: config_lib.Config):
         model_config = build.prepare_assets(used, assets)
         processor = build.make_processor(used, assets, model_config)
     updater = build.make_updater(used, model_config, processor)
-    programs = build.sampling_programs(used, updater, processor, device_mesh)
+    sample = programs.sampling(used, updater, processor, device_mesh)
     params, policy = weights(used, model_config, device_mesh, step)
 
     source = data.load(config.data, config.data.train_split)
@@ -182,7 +182,7 @@ def from_policy(args: argparse.Namespace, config: config_lib.Config):
         filled = [*rows, *rows[-1:] * (size - len(rows))]  # one compiled program
         asked = feed.ask(filled, filled)
         with jax.set_mesh(device_mesh):
-            rollout = attempts.rollout(programs, params, asked.prompts, 0, device_mesh)
+            rollout = attempts.rollout(sample, params, asked.prompts, 0, device_mesh)
         is_answer_PGC = rollout.role_PGC == ANSWER
         texts = [
             [evaluate.text_of(ids[chosen], processor) for ids, chosen in zip(*group)]
@@ -203,34 +203,23 @@ def weights(config: config_lib.Config, model_config, device_mesh, step: int | No
     """(parameters as the sampler reads them, which they are): of a run, of a converted model, or random."""
     import jax
 
-    from safer_jax import build, checkpoint, convert, mesh
+    from safer_jax import checkpoint, convert, mesh, programs
     from safer_jax.model import vlm
 
     path = pathlib.Path(config.model.path).expanduser()
     abstract = vlm.abstract(model_config, config.model.dtype)[1]
     shardings = mesh.shardings(abstract, device_mesh, mesh.SAMPLE)
     if not config.model.path:
-        key = jax.random.fold_in(jax.random.key(config.seed), build.WEIGHTS)
+        key = programs.key(config, programs.WEIGHTS)
         make = lambda key: vlm.cast(vlm.init_params(model_config, key), config.model.dtype)
         with jax.set_mesh(device_mesh):
             return jax.jit(make, out_shardings=shardings)(key), f"random weights of seed {config.seed}"
-    if not (path / "checkpoints").is_dir():
-        manifest = path / "params" / "manifest.json"
-        placed = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
-        params = convert.load_params(path, placed)
-    else:
+    placed = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
+    if (path / "checkpoints").is_dir():
         step = checkpoint.latest(path / "checkpoints") if step is None else step
-        leaves = checkpoint.restore_params(path, step)
-        convert.check_leaves(
-            {name: tuple(leaf["shape"]) for name, leaf in leaves.described.items()}, model_config, str(path)
-        )
-
-        def place(at, leaf, sharding):
-            name = jax.tree_util.keystr(at, simple=True, separator=".").removesuffix(".value")
-            return jax.device_put(leaves[name].astype(leaf.dtype), sharding)
-
-        params = jax.tree_util.tree_map_with_path(place, abstract, shardings)
-        manifest = path / "checkpoints" / str(step) / "manifest.json"
+        params, manifest = checkpoint.load_run(path, placed, step), path / "checkpoints" / str(step) / "manifest.json"
+    else:
+        params, manifest = convert.load_params(path, placed), path / "params" / "manifest.json"
     digest = json.loads(manifest.read_text())["sha256"]  # a folder may be moved, or hold another run one day
     return params, f"{path.resolve().name}{'' if step is None else f', step {step}'}, SHA-256 {digest[:16]}"
 
