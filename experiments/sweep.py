@@ -31,10 +31,18 @@ class Arm(NamedTuple):
     run: str = ""  # the arm whose run this one reads, when it needs none of its own
 
 
+class Step(NamedTuple):
+    """A command between the warm start and the arms. In it, and in overrides, {folder} and {seed} are filled in."""
+
+    arguments: Sequence[str]
+    made: str = ""  # what exists once it has run; empty = it is always run, and finds by itself what is left to do
+
+
 class Experiment(NamedTuple):
     """A question to the code. Every arm is run with every seed, and `compare` names pairs (better, worse) to test.
 
-    With `warm`, the overrides of a warm start, that is run once a seed, and every arm starts from its weights.
+    With `warm`, the overrides of a warm start, that is run once a seed, and every arm starts from its weights, after the
+    steps of `prepare`.
     """
 
     question: str
@@ -46,6 +54,7 @@ class Experiment(NamedTuple):
     metric: str
     also: Sequence[str]  # further columns of the table
     warm: dict[str, object] | None = None
+    prepare: Sequence[Step] = ()
 
 
 class Interval(NamedTuple):
@@ -83,19 +92,37 @@ def main(experiment: Experiment) -> None:
 def launch(experiment: Experiment, folder: pathlib.Path, is_run: bool) -> None:
     """Print every command; with `is_run` run those whose last evaluation is missing (train resumes the others)."""
     for seed in experiment.seeds:
-        start = {}
-        arms = [arm for arm in experiment.arms if not arm.run]
+        filled = lambda value, seed=seed: value.format(folder=folder, seed=seed) if isinstance(value, str) else value
+        warm = folder / run_name(WARM, seed)
         if experiment.warm is not None:
-            arms.insert(0, Arm(WARM, {**experiment.warm, "grpo.steps": 0}, when="warm"))
-            start = {"model.path": folder / run_name(WARM, seed), "sft.steps": 0}
-        for arm in arms:
-            target = folder / run_name(arm.name, seed)
-            overrides = {"seed": seed, **(start if arm.name != WARM else {}), **arm.overrides}
-            settings = [f"--config.{field}={value}" for field, value in overrides.items()]
-            command = ["-m", "safer_jax.train", f"--config={experiment.config}", f"--workdir={target}", *settings]
-            print("python " + shlex.join(command), flush=True)
-            if is_run and not any(line.get("when") == arm.when for line in evaluations(target)):
-                subprocess.run([sys.executable, *command], check=True)
+            run_arm(experiment, warm, "warm", {"seed": seed, **experiment.warm, "grpo.steps": 0}, is_run)
+        for step in experiment.prepare:
+            arguments = [filled(argument) for argument in step.arguments]
+            call(arguments, is_run and not (step.made and pathlib.Path(filled(step.made)).exists()))
+        start = {} if experiment.warm is None else {"model.path": warm, "sft.steps": 0}
+        for arm in experiment.arms:
+            if not arm.run:
+                own = {field: filled(value) for field, value in arm.overrides.items()}
+                target = folder / run_name(arm.name, seed)
+                run_arm(experiment, target, arm.when, {"seed": seed, **start, **own}, is_run)
+
+
+def run_arm(
+    experiment: Experiment, target: pathlib.Path, when: str, overrides: dict[str, object], is_run: bool
+) -> None:
+    """One training run, unless its evaluation `when` is there."""
+    settings = [f"--config.{field}={value}" for field, value in overrides.items()]
+    is_finished = any(line.get("when") == when for line in evaluations(target))
+    call(
+        ["-m", "safer_jax.train", f"--config={experiment.config}", f"--workdir={target}", *settings],
+        is_run and not is_finished,
+    )
+
+
+def call(arguments: Sequence[str], is_run: bool) -> None:
+    print("python " + shlex.join(arguments), flush=True)
+    if is_run:
+        subprocess.run([sys.executable, *arguments], check=True)
 
 
 def run_name(arm: str, seed: int) -> str:
