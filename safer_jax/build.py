@@ -102,6 +102,15 @@ class Run:
             self.judge, records, self.train.processor, self.config.reflection.accept_at
         )
 
+    def check_judge(self, judging: evaluate.Judging | None, done: int) -> dict[str, float]:
+        """Raises JudgeDown on all processes where a judge is down; the canaries' figures where these are due."""
+        if judging is None:
+            return {}
+        is_due = self.is_due(self.config.judge.canaries_every, done + 1)
+        figures = judging.canaries() if is_due else {}
+        judging.check()
+        return figures
+
     def tell(self, rollout: Rollout, advantage_PGE: np.ndarray, judging: evaluate.Judging | None) -> evaluate.Told:
         """What people are told of a rollout beside its scores."""
         names = self.judge.rubric.names if self.judge else ()

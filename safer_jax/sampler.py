@@ -88,7 +88,7 @@ def rerun(
     row_B = jnp.minimum(rejected.row_B, count * group - 1)  # a filling row reads the last one and is never written
     p_B = row_B // group
     prompt = PromptCache(cache.prompt.k_ZPSKH[:, p_B], cache.prompt.v_ZPSKH[:, p_B], cache.prompt.is_prompt_PS[p_B])
-    own = _pick(_grow(cache.own, layout.completion), row_B)
+    own = _grow(_pick(cache.own, row_B), layout.completion)
     row = _Row(
         (prompts.next_position_P[p_B] + rejected.length_B)[:, None],
         rejected.is_row_B[:, None],

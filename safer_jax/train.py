@@ -63,10 +63,7 @@ def rl_step(run: Run, now: TrainState, reference: Any) -> tuple[TrainState, dict
     weights = run.for_sampling(now.params)
     judging = run.judging(asked.records)
     rollout = attempts.rollout(run.sampling, weights, asked.prompts, config.sampler.prompts_per_pass, run.mesh, judging)
-    is_due = run.is_due(config.judge.canaries_every, int(now.step) + 1 - config.sft.steps)
-    canaries = judging.canaries() if is_due else {}
-    if judging:
-        judging.check()
+    canaries = run.check_judge(judging, int(now.step) - config.sft.steps)
     clock.lap("sample")
 
     # 3. Reward: arithmetic on texts, records and verdicts; where the config says so, dead groups are drawn anew.
