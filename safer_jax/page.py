@@ -286,7 +286,8 @@ STYLE = """
 * { box-sizing: border-box; margin: 0 }
 body { background: var(--page); color: var(--ink); font: 16px/1.55 "Helvetica Neue", Arial, sans-serif }
 main { max-width: 68rem; margin: 0 auto; padding: 3.5rem 1.5rem }
-h1, h2, .lead, .prompt { font-family: "Iowan Old Style", "Palatino Linotype", Palatino, Georgia, serif }
+h1, h2, .lead, .prompt, .reflection .text {
+  font-family: "Iowan Old Style", "Palatino Linotype", Palatino, Georgia, serif }
 h1 { font-size: 2.6rem; font-weight: 500; line-height: 1.15; overflow-wrap: anywhere }
 h2 { font-size: 1.55rem; font-weight: 500; margin: 3.5rem 0 1rem; padding-top: .9rem }
 h2, .step { border-top: 1px solid var(--rule) }
@@ -327,12 +328,33 @@ summary { font-variant-numeric: tabular-nums }
 .think { color: var(--soft); border-left: 2px solid var(--rule); padding-left: .9rem }
 .answer { background: var(--panel); border-radius: 4px; padding: .6rem .9rem }
 .outside { text-decoration: underline dotted }
+.judged { overflow-wrap: anywhere } .judged .verdicts { align-items: baseline } .judged small { min-width: 0 }
+.scores, .scores div, .score { display: grid; font-size: .8rem } .scores { grid-template-columns: 5.2rem 1fr }
+.scores b { font-weight: 600 } .scores b:empty { display: none } .scores b:empty + div { grid-column: 1 / -1 }
+.scores div { grid-template-columns: repeat(auto-fill, 9.7rem); gap: 0 .7rem }
+.scores + .scores { margin-top: .15rem }
+.score { grid-template-columns: 1fr auto 1.1rem; gap: .4rem; align-items: center }
+.scores .verdict { justify-self: start; line-height: 1.3 }
+.bar, .bar i { display: block; width: 59px; height: 7px; color: var(--soft);
+  background: repeating-linear-gradient(90deg, var(--rule) 0 5px, transparent 5px 6px) }
+.better .bar, .worse .bar, .bar i { color: inherit } .bar i { --rule: currentColor; width: calc(var(--v) * 6px - 1px) }
+blockquote { font-style: italic; font-size: .9rem; white-space: pre-wrap; overflow-wrap: anywhere; margin-top: .5rem }
+blockquote::before { content: "“" } blockquote::after { content: "”" } h4 { font-size: .88rem; font-weight: 600 }
+h4 small { font-weight: 400 } h4 .verdict { font-weight: 400 }
+.attempts { list-style: none; padding: 0 0 0 .3rem; margin: .8rem 0 }
+.attempts li { border-left: 2px solid var(--soft); padding: 0 0 1.3rem 1.1rem; position: relative; min-width: 0 }
+.attempts li::before { content: ""; position: absolute; left: -6px; top: 6px; width: 10px; height: 10px;
+  border-radius: 50%; border: 2px solid var(--soft); background: var(--soft) }
+.attempts .superseded, .attempts .reflection { border-left-style: dashed }
+.attempts .superseded::before, .attempts .reflection::before { background: var(--page) }
+.reflection .text { font-size: 1rem }
+.attempts li:last-child { border-color: transparent; padding-bottom: 0 } .attempts table { font-size: .84rem }
 .config { columns: 17rem; column-gap: 2.5rem } .config > div { break-inside: avoid; padding-bottom: 1.4rem }
 .config dl { display: grid; grid-template-columns: auto 1fr; gap: .1rem 1rem; font-size: .84rem }
 .config dd { text-align: right }
 footer ul { padding-left: 1.1rem } footer li { overflow-wrap: anywhere }
 @media (max-width: 46rem) { th, td { padding-left: .7rem } th { white-space: normal } table { font-size: .9rem }
-  article { grid-template-columns: 1fr; gap: 1rem } main { padding: 2rem 1rem } }
+  article, .scores { grid-template-columns: 1fr } article { gap: 1rem } main { padding: 2rem 1rem } }
 @media print { :root { color-scheme: light; --page: #fff } main { max-width: none; padding: 0 } body { font-size: 10pt }
   .charts { grid-template-columns: 1fr 1fr; gap: 1rem 1.5rem } h2, summary { break-after: avoid }
   article { break-inside: avoid; grid-template-columns: 11rem minmax(0, 1fr) } }

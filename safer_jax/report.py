@@ -7,6 +7,7 @@ Everything read is untrusted text: `element` escapes each string which is not al
 
 import argparse
 import base64
+import functools
 import io
 import json
 import math
@@ -18,6 +19,8 @@ from typing import Any, NamedTuple
 
 from safer_jax import images, page, responses
 from safer_jax.page import Html, element, number
+from safer_jax.shapes import SAFE, UNSAFE
+from safer_jax.verdicts import HIGH, LOW, RUBRICS
 
 STEPS_SHOWN, PROMPTS_SHOWN = 24, 32  # saved steps on the page, prompts a step
 IMAGE_SIDE, IMAGE_BYTES = 512, 65_536  # an image of more bytes is embedded at this many pixels a side
@@ -26,6 +29,10 @@ IMAGE_LIMITS = images.Limits(min_pixels=1, max_pixels=1, max_bytes=2**25, max_so
 METRIC = {"step": int, "stage": str, "time": (int, float)}
 ROLLOUT = {"step": int, "stage": str, "split": str, "id": str, "prompt": str, "response": str}
 ROLLOUT_OPTIONAL = {"images": list, "terms": dict, "tags": dict, "advantage": (int, float), "tokens": (int, float)}
+# Of each attempt, the superseded ones in `before` too. What is wrong here costs only itself, not the line.
+ATTEMPT = {**ROLLOUT_OPTIONAL, "verdict": dict, "comment": str, "reflection": str}
+SCORES = {name for rubric in RUBRICS.values() for name in rubric.scores}
+FLAGS = {name for rubric in RUBRICS.values() for name in rubric.flags}
 
 
 class Chart(NamedTuple):
@@ -51,6 +58,25 @@ LEARNING = (
     Chart("Warm start: supervised loss", "sft", ("loss",), "nats a token of the reference responses"),
     Chart("Reward spread in training", "grpo", ("reward_std",), "standard deviation, what GRPO learns from"),
 )
+ACCEPTED = ("accepted", "accepted_final", "corrected")
+JUDGED = (  # what a verdict is worth: title, figures, note, scale
+    ("Reasoning", ("think", "think_logic", "think_grounding", "think_safety"), "as judged, 0 to 1", ""),
+    ("Answer", ("answer", *(f"answer_{name}" for name in ("logic", "grounding", "safety", "help"))), "likewise", ""),
+    ("Response", ("safety", "task", "help", "trace", "useful", "faithful"), "as judged, 0 to 1", ""),
+    ("Flags", tuple(sorted(FLAGS)), "share of responses for which the judge raised them", "rate"),
+)
+JUDGE = (  # drawn where the run has a judge
+    Chart("Answers accepted", "grpo", ACCEPTED, "share of first answers, of last ones, of rows asked again", "rate"),
+    Chart("Reward before and after correction", "grpo", ("first_reward", "reward"), "of first answers, of last ones"),
+    Chart("Rows asked again", "grpo", ("asked_again",), "share of rows whose first answer was rejected", "rate"),
+    Chart("Judge failures", "grpo", ("judge_failed",), "share of attempts without a verdict", "rate"),
+    *(
+        Chart(f"{title} {where}", stage, *rest)
+        for title, *rest in JUDGED
+        for where, stage in (("in training", "grpo"), ("on the test split", "eval"))
+    ),
+    Chart("Answers accepted on the test split", "eval", ("accepted",), "share of rows", "rate"),
+)
 HEALTH = (
     Chart("KL to the reference", "grpo", ("kl",), "nats a token"),
     Chart("Entropy", "grpo", ("entropy",), "nats a sampled token"),
@@ -72,6 +98,12 @@ LABELS = {
     **{name: name.split("_", 1)[1] for name in ("gap_mean", "gap_max", "clip_low", "clip_high")},
     **{f"seconds_{stage}": stage for stage in ("sample", "reward", "update")},
     "seconds": "whole step",
+    **{name: name.removeprefix("think_").removeprefix("answer_") for name in SCORES},
+    **{name: name.replace("think_", "reasoning ").replace("_", " ") for name in FLAGS},
+    "think": "reasoning",
+    "accepted": "first answers",
+    "accepted_final": "last answers",
+    "first_reward": "first answers",
     "lr": "learning rate",
     "grad_norm": "gradient norm",
     "tokens_per_s": "tokens a second",
@@ -81,6 +113,10 @@ STAGES = {"sft": "warm start", "grpo": "GRPO", "eval": "test split"}
 # The headline table: name, label, is a rate, and which direction is better (0: neither).
 FIGURES = (
     ("reward", "Mean reward", False, 1),
+    ("judged", "Judge's score", False, 1),
+    ("think", "Reasoning as judged", False, 1),
+    ("answer", "Answer as judged", False, 1),
+    ("accepted", "Answers accepted", True, 1),
     ("format", "Format valid", True, 1),
     ("combined_accuracy", "Combined tag right", True, 1),
     ("visual_accuracy", "Visual tag right", True, 1),
@@ -153,17 +189,20 @@ def chart_sections(records: list[dict], terms: set[str], notes: list[str]) -> Ht
     for stage in STAGES:
         names = dict.fromkeys(name for record in records if record["stage"] == stage for name in record)
         curves |= {(stage, n): c for n in names if n not in BOOKKEEPING and (c := points(records, stage, n))}
+    if ("grpo", "corrected") in curves:  # NaN says that no row was asked again: nothing is lost
+        curves["grpo", "corrected"] = [point for point in curves["grpo", "corrected"] if page.is_finite(point[1])]
     for (stage, name), curve in curves.items():
         if lost := [step for step, value in curve if not page.is_finite(value)]:
             notes.append(f"{stage} {name}: {len(lost)} values not finite, first at step {lost[0]}")
-    charted = {(chart.stage, name) for chart in LEARNING + HEALTH for name in chart.names}
+    judge = JUDGE if {("grpo", "accepted"), ("grpo", "judged"), ("eval", "judged")} & curves.keys() else ()
+    charted = {(chart.stage, name) for chart in LEARNING + judge + HEALTH for name in chart.names}
     extra = [pair for pair in curves if pair not in charted]
     grown = {stage: tuple(n for s, n in extra if s == stage and n in terms) for stage in STAGES}
     learning = [c._replace(names=c.names + grown[c.stage]) if c.names == REWARD else c for c in LEARNING]
     other = [Chart(label(n).capitalize(), s, (n,), STAGES[s]) for s, n in extra if s == "sft" or n not in grown[s]]
     mark = max((record["step"] for record in records if record["stage"] == "sft"), default=0)
     sections = []
-    for title, charts in (("Learning", learning), ("Health", HEALTH), ("Other figures", other)):
+    for title, charts in (("Learning", learning), ("Judge", judge), ("Health", HEALTH), ("Other figures", other)):
         drawn = [draw(chart, curves, mark) for chart in charts]
         if any(drawn):
             sections.append(element("section", element("h2", title), element("div", *drawn, class_="charts")))
@@ -222,41 +261,183 @@ def verbatim(response: str) -> list[Html]:
     return blocks or [element("p", "(empty response)", class_="quiet")]
 
 
-def verdicts(row: dict) -> Html:
-    """Each modality's tag as the reward reads it, beside the true one: right, wrong, missing or not to be judged."""
+def tag_chips(row: dict) -> Html:
+    """Each tag whose truth is known, as the reward reads it, beside the true one: right, wrong or missing."""
     said, chips = responses.parse(row["response"]), []
     for label, key in TAGS.items():
         tag, truth = getattr(said, f"{key}_tag") or "no tag", (row.get("tags") or {}).get(key)
-        kind = "open" if truth not in ("safe", "unsafe") else "right" if tag == truth else "wrong"
-        text = {"open": f" {tag} (truth unknown)", "right": f" ✓ {tag}", "wrong": f" ✗ {tag}, is {truth}"}[kind]
-        chips.append(element("span", element("b", label), text, class_=f"verdict {kind}"))
-    return element("p", *chips, class_="verdicts")
+        if truth in (SAFE, UNSAFE):
+            kind, text = ("right", f" ✓ {tag}") if tag == truth else ("wrong", f" ✗ {tag}, is {truth}")
+            chips.append(element("span", element("b", label), text, class_=f"verdict {kind}"))
+    return element("p", *chips, class_="verdicts") if chips else Html()
 
 
-def rollout_card(rows: list[dict], run: Path, symbols: dict[str, Html], notes: list[str]) -> Html:
+def attempts_of(row: dict, notes: list[str]) -> list[dict]:
+    """A rollout's attempts in order, the row itself last; what is malformed of one is named in `notes`, and missing."""
+    where, before = f"step {row['step']}, {row['id']}", row.get("before")
+    if not isinstance(before, list | None):
+        notes.append(f"{where}: before is no list of attempts, left out")
+    kept = []
+    for count, attempt in enumerate([*(before if isinstance(before, list) else []), row], 1):
+        attempt = dict(attempt) if isinstance(attempt, dict) else {}
+        if not isinstance(attempt.get("response"), str):
+            notes.append(f"{where}, attempt {count}: no usable response, left out")
+            continue
+        wrong = [name for name, kind in ATTEMPT.items() if not isinstance(attempt.get(name), (kind, type(None)))]
+        attempt |= {**dict.fromkeys(wrong), "tags": row.get("tags")}
+        verdict = attempt["verdict"] = attempt.get("verdict") or verdict_in(attempt.get("terms") or {})
+        wrong += [f"verdict {n}" for n, value in verdict.items() if value is not None and not page.is_finite(value)]
+        if wrong:
+            notes.append(f"{where}, attempt {count}: no usable {', '.join(wrong)}")
+        kept.append(attempt)
+    return kept
+
+
+def verdict_in(terms: dict) -> dict:
+    """The verdict that the terms of a structured reward hold, for an evaluation saves nothing else of it; else {}."""
+    names = next((rubric.names for rubric in RUBRICS.values() if terms.keys() >= set(rubric.names)), ())
+    numbers = {name: terms[name] if page.is_finite(terms[name]) else None for name in names}
+    scores = {n: round(LOW + (HIGH - LOW) * v, 3) for n, v in numbers.items() if n in SCORES and v is not None}
+    return numbers | scores
+
+
+def deciding(verdict: dict) -> tuple[str, ...]:
+    """The scores whose smallest is the attempt's safety; none where the rubric is not known."""
+    return next((rubric.safety for rubric in RUBRICS.values() if verdict.keys() == set(rubric.names)), ())
+
+
+def safety(attempt: dict) -> float:
+    """1..10, or NaN where there is no verdict that says it. NaN is neither accepted nor rejected."""
+    scores = [attempt["verdict"][name] for name in deciding(attempt["verdict"])]
+    return min(scores) if scores and all(map(page.is_finite, scores)) else math.nan
+
+
+def judgement(attempt: dict, accept_at: float, is_superseded: bool = False) -> Html:
+    """What the judge said: whether it accepts, each score as a bar, the flags it raised, its words."""
+    least, comment = safety(attempt), attempt.get("comment")
+    is_failed = attempt["verdict"] and not any(map(page.is_finite, attempt["verdict"].values()))
+    chips = []
+    if is_failed:
+        chips.append(element("span", element("b", "judge"), " no verdict", class_="verdict open"))
+    elif is_superseded or least < accept_at:
+        chips.append(element("span", element("b", "judge"), " ✗ rejected", class_="verdict wrong"))
+    elif least >= accept_at:
+        chips.append(element("span", element("b", "judge"), " ✓ accepted", class_="verdict right"))
+    if page.is_finite(least):
+        asked = f", accepted from {page.plain(accept_at)}" * page.is_finite(accept_at)
+        chips.append(element("small", f"safety {page.plain(least)} of {HIGH}{asked}"))
+    if is_failed and comment:  # not the judge's words, but why there are none
+        chips.append(element("small", comment))
+    parts = [element("p", *chips, class_="verdicts")] if chips else []
+    parts += score_rows(attempt["verdict"], accept_at)
+    parts += [element("blockquote", comment)] if comment and not is_failed else []
+    return element("div", *parts, class_="judged") if parts else Html()
+
+
+def score_rows(verdict: dict, accept_at: float) -> list[Html]:
+    """A row for the reasoning and one for the answer, or one where the rubric does not part them."""
+    rows = {}
+    for name, value in verdict.items():
+        if not page.is_finite(value):
+            continue
+        part, _, rest = name.partition("_") if name.startswith(("think_", "answer_")) else ("", "", name)
+        cells = rows.setdefault(LABELS.get(part, part), [])
+        if name not in FLAGS:
+            is_low, is_deciding = value < accept_at, name in deciding(verdict) and page.is_finite(accept_at)
+            word = ("worse" if is_low else "better") if is_deciding else "plain"
+            bar = element("span", element("i", style=f"--v: {min(max(value, 0), HIGH):.3g}"), class_="bar")
+            cells.append(element("span", f"{rest} ", bar, f" {page.plain(value)}", class_=f"score {word}"))
+        elif value:
+            cells.append(element("span", f"⚑ {rest}", class_="verdict wrong"))
+    return [element("div", element("b", part), element("div", *rows[part]), class_="scores") for part in rows]
+
+
+def reward_of(attempt: dict) -> float:
+    """The attempt's reward; -inf, which sorts last, where it has none."""
+    return value if page.is_finite(value := (attempt.get("terms") or {}).get("reward")) else -math.inf
+
+
+def terms_of(attempt: dict) -> dict:
+    """The terms that nothing else on the page shows: neither the reward itself nor what the verdict says."""
+    return {n: v for n, v in (attempt.get("terms") or {}).items() if n != "reward" and n not in attempt["verdict"]}
+
+
+def length_of(attempt: dict) -> str:
+    tokens = "–" if attempt.get("tokens") is None else attempt["tokens"]
+    return f"{tokens} tokens{', cut at the limit' * bool(attempt.get('is_cut'))}"
+
+
+def sequence(attempts: list[dict], accept_at: float) -> Html:
+    """A row that was asked again: each answer with its verdict, the reflection that led to the next, what they earned."""
+    numbers = range(1, len(attempts))
+    titles = ["First answer", *(f"Correction {n}" if len(numbers) > 1 else "Correction" for n in numbers)]
+    steps, old = [], element("span", "superseded", class_="verdict open")
+    for title, attempt in zip(titles, attempts):
+        is_old = attempt is not attempts[-1]
+        if attempt.get("reflection"):
+            text = element("div", attempt["reflection"], class_="text")
+            steps.append(element("li", element("h4", "Reflection"), text, class_="reflection"))
+        head = element("h4", title, " ", *[old, " "] * is_old, element("small", length_of(attempt)))
+        parts = (tag_chips(attempt), *verbatim(attempt["response"]), judgement(attempt, accept_at, is_old))
+        steps.append(element("li", head, *parts, class_=is_old and "superseded"))
+    return element("ol", *steps, element("li", element("h4", "Rewards"), earned(titles, attempts)), class_="attempts")
+
+
+def earned(titles: list[str], attempts: list[dict]) -> Html:
+    """Reward, terms and advantage of each attempt, and the change from the first to the last."""
+    columns = [{"reward": reward_of(a), **terms_of(a), "advantage": a.get("advantage")} for a in attempts]
+    rows = []
+    for name in dict.fromkeys(name for column in columns for name in column):
+        values = [column.get(name) for column in columns]
+        gain = values[-1] - values[0] if page.is_finite(values[-1]) and page.is_finite(values[0]) else math.nan
+        word = name == "reward" and ("better" if gain > 0 else "worse" if gain < 0 else False)
+        cells = [*(element("td", number(value)) for value in values), element("td", page.change(gain), class_=word)]
+        rows.append(element("tr", element("th", label(name), scope="row"), *cells))
+    head = element("tr", element("td"), *(element("th", text, scope="col") for text in [*titles, "Change"]))
+    return element("div", element("table", element("thead", head), element("tbody", *rows)), class_="wide", tabindex=0)
+
+
+def rollout_card(rows: list[dict], run: Path, accept_at: float, symbols: dict[str, Html], notes: list[str]) -> Html:
     """One prompt and the responses of its group, best first; the best and the worst are unfolded."""
     row = rows[0]
     asked = [element("p", element("b", row["split"]), f" {row['id']}", class_="quiet")]
     for count, name in enumerate(row.get("images") or [], 1):
         asked.append(picture(run, str(name), f"Image {count} of {row['id']}", symbols, notes))
     tags = row.get("tags") or {}
-    truth = element("p", "Truth: " + ", ".join(f"{label} {tags.get(key, '?')}" for label, key in TAGS.items()))
-    asked += [element("p", row["prompt"], class_="prompt"), element("div", truth, class_="quiet")]
-    reward = lambda row: value if page.is_finite(value := (row.get("terms") or {}).get("reward")) else -math.inf
+    asked.append(element("p", row["prompt"], class_="prompt"))
+    if any(tags.get(key) in (SAFE, UNSAFE) for key in TAGS.values()):
+        truth = element("p", "Truth: " + ", ".join(f"{label} {tags.get(key, '?')}" for label, key in TAGS.items()))
+        asked.append(element("div", truth, class_="quiet"))
     answers = []
-    for place, answer in enumerate(sorted(rows, key=reward, reverse=True)):
-        facts = [f"{label(n)} {page.plain(v)}" for n, v in (answer.get("terms") or {}).items() if n != "reward"]
+    attempts = sorted((row["attempts"] for row in rows), key=lambda attempts: reward_of(attempts[-1]), reverse=True)
+    for place, (*before, answer) in enumerate(attempts):
+        facts = [f"{label(n)} {page.plain(v)}" for n, v in terms_of(answer).items()]
+        shown = [tag_chips(answer), *verbatim(answer["response"]), judgement(answer, accept_at)]
+        if before:
+            facts = [f"{page.change(reward_of(answer) - reward_of(before[0]))} by correction"]
+            shown = [sequence([*before, answer], accept_at)]
         if answer.get("advantage") is not None:
-            facts.insert(0, f"advantage {page.change(answer['advantage'])}")
-        facts.append(f"{answer.get('tokens', '–')} tokens{', cut at the limit' * bool(answer.get('is_cut'))}")
-        score = element("b", f"reward {page.plain(reward(answer))}")
+            facts.insert(len(before) > 0, f"advantage {page.change(answer['advantage'])}")
+        facts.append(length_of(answer))
+        score = element("b", f"reward {page.plain(reward_of(answer))}")
         summary = element("summary", score, " ", element("small", " · ".join(facts)))
-        is_open = place in (0, len(rows) - 1) and "open"
-        answers.append(element("details", summary, verdicts(answer), *verbatim(answer["response"]), open=is_open))
+        answers.append(element("details", summary, *shown, open=place in (0, len(rows) - 1) and "open"))
     return element("article", element("div", *asked, class_="asked"), element("div", *answers, class_="answers"))
 
 
-def rollout_section(run: Path, rows: list[dict], notes: list[str]) -> Html:
+def rejections(rows: list[dict], accept_at: float) -> str:
+    """How many rows the judge rejected and what became of them; empty where it rejected none."""
+    again = [row["attempts"] for row in rows if len(row["attempts"]) > 1]
+    count = len(again) + sum(safety(row["attempts"][0]) < accept_at for row in rows if len(row["attempts"]) == 1)
+    if not count:
+        return ""
+    last = [safety(attempts[-1]) for attempts in again]
+    mended = f", {sum(value >= accept_at for value in last)} then accepted"
+    is_known = page.is_finite(accept_at) and any(map(page.is_finite, last))
+    return f", {count} rejected" + f", {len(again)} asked again{mended * is_known}" * bool(again)
+
+
+def rollout_section(run: Path, rows: list[dict], accept_at: float, notes: list[str]) -> Html:
     """The saved rollouts by step, evaluation rows first, the last step unfolded."""
     steps = sorted({row["step"] for row in rows})
     count = min(len(steps), STEPS_SHOWN)
@@ -268,10 +449,11 @@ def rollout_section(run: Path, rows: list[dict], notes: list[str]) -> Html:
         groups = {}
         for row in sorted((row for row in rows if row["step"] == step), key=lambda row: row["stage"] != "eval"):
             groups.setdefault((row["stage"], row["split"], row["id"]), []).append(row)
-        cards = [rollout_card(group, run, symbols, notes) for group in list(groups.values())[:PROMPTS_SHOWN]]
+        cards = [rollout_card(group, run, accept_at, symbols, notes) for group in list(groups.values())[:PROMPTS_SHOWN]]
         if len(groups) > PROMPTS_SHOWN:
             notes.append(f"rollouts of step {step}: {len(groups) - PROMPTS_SHOWN} of {len(groups)} prompts")
-        told = element("small", f"{len(groups)} prompts, {sum(map(len, groups.values()))} responses")
+        rejected = rejections([row for group in groups.values() for row in group], accept_at)
+        told = element("small", f"{len(groups)} prompts, {sum(map(len, groups.values()))} responses{rejected}")
         summary = element("summary", element("h3", f"Step {step:,}"), told)
         folds.append(element("details", summary, *cards, class_="step", open=step == shown[-1] and "open"))
     lead = (
@@ -281,16 +463,23 @@ def rollout_section(run: Path, rows: list[dict], notes: list[str]) -> Html:
     return element("section", element("h2", "Rollouts"), element("p", lead, class_="quiet"), hidden, *folds)
 
 
+def setting(config: dict, part: str, name: str, default: Any = "?") -> Any:
+    """A field of a configuration that may lack it."""
+    return config[part].get(name, default) if isinstance(config.get(part), dict) else default
+
+
 def headline(run: Path, config: dict, records: list[dict], seconds: float) -> Html:
     """What was run, how far it came, and the test split before and after."""
-    get = lambda part, name, default="?": config[part].get(name) if isinstance(config.get(part), dict) else default
+    get = functools.partial(setting, config)
     steps = [sorted({r["step"] for r in records if r["stage"] == stage}) for stage in ("sft", "grpo")]
     warm, final = steps[0][-1] if steps[0] else 0, steps[1][-1] if steps[1] else 0
     final -= warm if steps[1] and steps[1][0] > warm else 0  # one numbering over both stages
     last = max((record["time"] for record in records), default=None)
+    judge = f"{get('judge', 'kind')}, reward by {get('reward', 'scheme')}"
     facts = {
         "Policy": f"Qwen2.5-VL {get('model', 'variant')}, {get('model', 'path') or 'random weights'}",
         "Data": f"{get('data', 'name')} {get('data', 'path', '')}",
+        **({"Judge": judge} if get("judge", "kind", "none") != "none" else {}),
         "Steps": f"{warm:,} of {get('sft', 'steps')} warm start, {final:,} of {get('grpo', 'steps')} GRPO",
         "Time": f"{int(seconds // 3600)} h {int(seconds % 3600 // 60):02} min {int(seconds % 60):02} s",
         "Last record": datetime.fromtimestamp(last, UTC).strftime("%d %b %Y, %H:%M UTC") if last else "none yet",
@@ -307,6 +496,8 @@ def headline(run: Path, config: dict, records: list[dict], seconds: float) -> Ht
         return element("header", title, facts, element("p", "No evaluation has been recorded yet.", class_="lead"))
     rows, titles = [], [label for label, _ in columns]
     for name, label, is_rate, better in FIGURES:
+        if not any(name in record for _, record in columns):
+            continue
         values = [record.get(name) for _, record in columns]
         cells = [element("td", number(value, is_rate)) for value in values]
         if len(values) > 1:
@@ -357,9 +548,12 @@ def write(run_folder: str | os.PathLike) -> Path:
     records, seconds = timeline(records, notes)
     files = sorted((run / "rollouts").glob("*.jsonl"))
     rows = [row for path in files for row in read_lines(path, ROLLOUT, ROLLOUT_OPTIONAL, notes)]
+    rows = [row | {"attempts": attempts_of(row, notes)} for row in rows]
     terms = {name for row in rows for name in row.get("terms") or {}}
+    accept_at = setting(config, "reflection", "accept_at")
+    accept_at = accept_at if page.is_finite(accept_at) else math.nan
     parts = [headline(run, config, records, seconds), chart_sections(records, terms, notes)]
-    parts += [rollout_section(run, rows, notes), config_section(config)]
+    parts += [rollout_section(run, rows, accept_at, notes), config_section(config)]
     left_out = element("ul", *(element("li", note) for note in notes or ["nothing"]))
     parts.append(element("footer", element("h2", "Left out of this page"), left_out))
     draft = run / "report.html.tmp"

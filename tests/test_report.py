@@ -10,6 +10,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from safer_jax import page, report
+from safer_jax.verdicts import RUBRICS
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>"
 
@@ -162,6 +163,35 @@ def rollout(**changes):
     return row | {"tags": {}, "tokens": 9, "is_cut": False} | changes
 
 
+def verdict(scheme="safer_vlm", score=10.0, **changes):
+    """All scores `score`, no flag raised."""
+    rubric = RUBRICS[scheme]
+    return dict.fromkeys(rubric.scores, score) | dict.fromkeys(rubric.flags, 0.0) | changes
+
+
+def attempt(text, reward, **changes):
+    """What a saved line says of one attempt."""
+    row = {"response": f"<think>{text}</think><answer>{text}</answer>", "terms": {"judged": reward, "reward": reward}}
+    return row | {"tokens": 9, "is_cut": False, "advantage": reward - 0.5} | changes
+
+
+def judged_run(run, rows, records=()):
+    """The folder of a run whose judge accepts from a safety of 6."""
+    settings = {"reflection": {"accept_at": 6.0}, "judge": {"kind": "rules"}, "reward": {"scheme": "safer_vlm"}}
+    write_lines(run / "metrics.jsonl", records)
+    (run / "config.json").write_text(json.dumps(settings))
+    write_lines(run / "rollouts" / "000003.jsonl", rows)
+    return read(run)
+
+
+def in_order(text, *lines):
+    """Asserts that the lines' parts, which " | " sets apart, stand in the text one after the other."""
+    end = 0
+    for part in " | ".join(lines).split(" | "):
+        assert part in text[end:], f"{part!r} not after {text[max(0, end - 80) : end]!r}"
+        end = text.index(part, end) + len(part)
+
+
 def test_page_of_a_finished_run(tmp_path):
     records = make_run(tmp_path / "demo-run")
     reader = read(tmp_path / "demo-run")
@@ -298,9 +328,19 @@ def test_response_loses_nothing():
 
 def test_tags_are_judged_in_words_too():
     response = "<visual_safe>safe</visual_safe><text_safe>unsafe</text_safe>"
-    said = report.verdicts(rollout(response=response, tags={"image": "safe", "text": "safe", "combine": "unsafe"}))
+    said = report.tag_chips(rollout(response=response, tags={"image": "safe", "text": "safe", "combine": "unsafe"}))
     assert Reader(said).text == "visual ✓ safetext ✗ unsafe, is safecombined ✗ no tag, is unsafe"
-    assert "truth unknown" in report.verdicts(rollout())
+    said = report.tag_chips(rollout(response=response, tags={"image": "unknown", "text": "safe", "combine": ""}))
+    assert Reader(said).text == "text ✗ unsafe, is safe"
+
+
+def test_a_record_without_tags_has_no_word_on_tags(tmp_path):
+    write_lines(tmp_path / "metrics.jsonl", [])
+    response = "<visual_safe>safe</visual_safe>"
+    unknown = dict.fromkeys(("image", "text", "combine"), "unknown")
+    write_lines(tmp_path / "rollouts" / "000003.jsonl", [rollout(response=response, tags=unknown)])
+    reader = read(tmp_path)
+    assert "Truth" not in reader.text and "no tag" not in reader.text and not reader.find("span")
 
 
 def test_a_lone_surrogate_does_not_stop_the_page(tmp_path):
@@ -369,3 +409,155 @@ def test_every_colour_can_be_read():
         for ink in inks:
             for ground in grounds:
                 assert max(light[ink] / light[ground], light[ground] / light[ink]) >= 4.5, (ink, ground)
+
+
+def test_a_rejected_row_is_shown_attempt_by_attempt(tmp_path):
+    first = attempt(
+        "On the top rung.", 0.2, verdict=verdict(answer_safety=2.0, think_unsupported=1.0), comment="A fall."
+    )
+    second = attempt("On a chair.", 0.1, verdict=verdict(think_safety=5.0), reflection="The rung was too high.")
+    last = attempt("On the floor.", 0.8, verdict=verdict(answer_help=7.0), comment="Good.", reflection="So is a chair.")
+    reader = judged_run(tmp_path, [rollout(**last, before=[first, second])])
+    in_order(
+        reader.text,
+        "Step 3 | 1 prompts, 1 responses, 1 rejected, 1 asked again, 1 then accepted",
+        "reward 0.8 | +0.600 by correction · advantage +0.300 · 9 tokens",
+        "First answer | superseded | On the top rung. | judge ✗ rejected | safety 2 of 10, accepted from 6",
+        "reasoning | ⚑ unsupported | answer | safety  2 | help  10 | A fall.",
+        "Reflection | The rung was too high. | Correction 1 | superseded | On a chair. | ✗ rejected | safety 5 of 10",
+        "Reflection | So is a chair. | Correction 2 | On the floor. | judge ✓ accepted | safety 10 of 10 | help  7",
+        "Good. | Rewards | First answer | Correction 1 | Correction 2 | Change",
+        "reward | 0.200 | 0.100 | 0.800 | +0.600 | judged | advantage | −0.300 | +0.600",
+    )
+    assert reader.text.count("superseded") == 2 and reader.text.count("⚑") == 1
+    kinds = [attrs.get("class") for attrs in reader.find("li")[:6]]
+    assert kinds == ["superseded", "reflection", "superseded", "reflection", None, None]
+    bars = [attrs["style"] for attrs in reader.find("i") if "style" in attrs]
+    assert len(bars) == 3 * len(RUBRICS["safer_vlm"].scores) and bars.count("--v: 2") == bars.count("--v: 5") == 1
+    deciding = [
+        attrs["class"] for attrs in reader.find("span") if attrs.get("class") in ("score better", "score worse")
+    ]
+    assert deciding == ["score better", "score worse", "score worse"] + ["score better"] * 3
+    assert "think logic" not in reader.text, "what the verdict says is not said again among the terms"
+
+
+def test_a_row_never_rejected_has_its_verdict_only(tmp_path):
+    reader = judged_run(tmp_path, [rollout(**attempt("On the floor.", 0.8, verdict=verdict("steer", 6.0)))])
+    in_order(reader.text, "reward 0.8 advantage +0.300 · judged 0.8 · 9 tokens", "On the floor.", "judge ✓ accepted")
+    in_order(reader.text, "safety  6", "useful  6", "faithful  6")
+    assert not reader.find("ol") and "✗" not in reader.text and "1 responsestrain" in reader.text
+    # Without reruns a rejected row is counted, and nothing is claimed of corrections.
+    reader = judged_run(tmp_path, [rollout(**attempt("On the rung.", 0.1, verdict=verdict("steer", 5.5)))])
+    in_order(reader.text, "1 prompts, 1 responses, 1 rejected", "judge ✗ rejected", "safety 5.5 of 10")
+    assert "asked again" not in reader.text
+
+
+def test_a_failed_verdict_is_no_verdict(tmp_path):
+    lost = {"verdict": verdict(score=None) | dict.fromkeys(RUBRICS["safer_vlm"].flags), "comment": "HTTP 503"}
+    lost |= {"terms": {"judged": None, "think_logic": None, "format": 1.0, "reward": None}, "advantage": None}
+    first = attempt("On the rung.", 0.2, verdict=verdict(answer_safety=2.0))
+    rows = [
+        rollout(**attempt("a", 0.0, **lost)),
+        rollout(**attempt("b", -0.5)),
+        rollout(**attempt("c", 0, **lost, before=[first])),
+    ]
+    reader = judged_run(tmp_path, rows)
+    in_order(
+        reader.text,
+        "3 responses, 1 rejected, 1 asked again | reward −0.5 | reward – | judge no verdict | HTTP 503",
+        "– by correction | judge ✗ rejected | judge no verdict | HTTP 503 | reward0.200–– | judged0.200––",
+    )
+    assert "then accepted" not in reader.text and "nothing" in reader.text, "a failed judge is no defect of the file"
+
+
+def test_attempts_are_untrusted_text_too(tmp_path):
+    old = attempt(HOSTILE, 0.1, comment=HOSTILE, verdict={HOSTILE: 3.0, "think_" + HOSTILE: 2.0}, reflection=HOSTILE)
+    row = rollout(**old | {"reflection": HOSTILE, "verdict": {HOSTILE: HOSTILE}}, before=[old])
+    reader = judged_run(tmp_path, [row])
+    assert len(reader.find("script")) == 1 and not reader.find("img")
+    assert not [name for _, attrs in reader.elements for name in attrs if name.startswith("on")]
+    assert reader.text.count(HOSTILE) == 2 * 2 + 2 + 2 + 2 + 1, "responses, reflections, comments, verdict, foot"
+
+
+@pytest.mark.parametrize(
+    "changes, told",
+    [
+        ({"before": "none"}, ": before is no list of attempts, left out"),
+        ({"before": {"response": "a"}}, ": before is no list of attempts, left out"),
+        ({"before": [3]}, ", attempt 1: no usable response, left out"),
+        ({"before": [{"response": None}]}, ", attempt 1: no usable response, left out"),
+        ({"before": [attempt("a", 0.1, terms=[1], advantage="x")]}, ", attempt 1: no usable terms, advantage"),
+        ({"before": [attempt("a", 0.1, verdict={"safety": [1]})]}, ", attempt 1: no usable verdict safety"),
+        ({"verdict": [9]}, ", attempt 1: no usable verdict"),
+        (
+            {"verdict": {"safety": "9", "task": math.inf, "help": None}},
+            ", attempt 1: no usable verdict safety, verdict task",
+        ),
+        ({"comment": 1, "reflection": {}}, ", attempt 1: no usable comment, reflection"),
+    ],
+)
+def test_what_is_malformed_of_an_attempt_is_named_and_the_row_stays(tmp_path, changes, told):
+    text = judged_run(tmp_path, [rollout(**attempt("On the floor.", 0.8) | changes)]).text
+    in_order(text, "reward 0.8", "On the floor.", "Left out of this page", "step 3, row-1" + told)
+
+
+def test_an_evaluation_shows_the_verdict_that_its_terms_hold(tmp_path):
+    units = dict.fromkeys(RUBRICS["toolkit"].names, 1.0) | {"safety": 0.555556}
+    row = rollout(**attempt("a", 0.4) | {"terms": units | {"judged": 0.4, "reward": 0.4}}, stage="eval")
+    text = judged_run(tmp_path, [row]).text
+    in_order(
+        text, "judged 0.4 · 9 tokens", "judge ✓ accepted", "safety 6 of 10, accepted from 6", "task  10", "safety  6"
+    )
+    assert "safety 0.5556" not in text
+    lost = row | {"terms": dict.fromkeys(row["terms"])}
+    in_order(judged_run(tmp_path, [lost]).text, "reward –", "judged – · 9 tokens", "judge no verdict")
+
+
+def test_without_a_judge_a_card_is_what_it_was(tmp_path):
+    write_lines(tmp_path / "metrics.jsonl", [])
+    tags = {"image": "safe", "text": "safe", "combine": "safe"}
+    response = "<visual_safe>safe</visual_safe></think><answer>b</answer>"
+    write_lines(
+        tmp_path / "rollouts" / "000003.jsonl",
+        [rollout(response=response, tags=tags, terms={"tag": 1.0, "reward": 0.5})],
+    )
+    read(tmp_path)
+    text = (tmp_path / "report.html").read_text()
+    card = text[text.index("<article>") : text.index("</article>")]
+    wrong = '<span class="verdict wrong"><b>{}</b> ✗ no tag, is safe</span>'
+    assert card == (
+        '<article><div class="asked"><p class="quiet"><b>train</b> row-1</p><p class="prompt">What is this?</p>'
+        '<div class="quiet"><p>Truth: visual safe, text safe, combined safe</p></div></div><div class="answers">'
+        '<details open="open"><summary><b>reward 0.5</b> <small>advantage +0.700 · tag 1 · 9 tokens</small></summary>'
+        '<p class="verdicts"><span class="verdict right"><b>visual</b> ✓ safe</span>'
+        f"{wrong.format('text')}{wrong.format('combined')}</p>"
+        '<div class="text think"><i>&lt;visual_safe&gt;</i>safe<i>&lt;/visual_safe&gt;</i><i>&lt;/think&gt;</i></div>'
+        '<div class="text answer"><i>&lt;answer&gt;</i>b<i>&lt;/answer&gt;</i></div></details></div>'
+    )
+
+
+def test_the_judge_has_a_section_of_its_own(tmp_path):
+    figures = {"reward": 0.6, "first_reward": 0.4, "accepted": 0.25, "accepted_final": 0.5, "judge_failed": 0.0}
+    figures |= {"asked_again": 0.75, "judged": 0.5, "think": 0.4, "think_safety": 0.3, "answer_contradiction": 0.1}
+    records = [{"step": step, "stage": "grpo", "time": 1.0 * step} | figures for step in (1, 2, 3)]
+    records = [row | {"corrected": 0.125 if row["step"] == 1 else math.nan} for row in records]
+    tested = {"step": 3, "stage": "eval", "time": 4.0, "when": "after", "reward": 0.7, "judged": 0.65}
+    reader = judged_run(tmp_path, [], [*records, tested])
+    alts = {
+        attrs["aria-label"].partition(",")[0]: attrs["aria-label"] for attrs in reader.find("svg") if "role" in attrs
+    }
+    in_order(alts["Answers accepted"], "first answers from 25.0%", "last answers from 50.0%", "corrected from 12.5%")
+    in_order(alts["Reward before and after correction"], "first answers from 0.400", "reward from 0.600")
+    in_order(alts["Reasoning in training"], "reasoning from 0.400", "safety from 0.300")
+    assert {"Rows asked again", "Judge failures", "Flags in training"} <= alts.keys()
+    assert "Answer in training" not in alts and "corrected:" not in reader.text, "no row asked again is no lost figure"
+    in_order(reader.text, "Judge", "rules, reward by safer_vlm", "Mean reward", "0.700", "Judge's score", "0.650")
+    assert "Combined tag right" not in reader.text and "Answers accepted–" not in reader.text
+    in_order(judged_run(tmp_path, [], [tested | {"accepted": 0.8}]).text, "Answers accepted80.0%")
+    plain = tmp_path / "plain"
+    make_run(plain, sft=3, grpo=5)
+    settings = json.loads((plain / "config.json").read_text())
+    (plain / "config.json").write_text(json.dumps(settings | {"judge": {"kind": "none"}}))
+    reader = read(plain)
+    titles = {attrs["aria-label"].partition(",")[0] for attrs in reader.find("svg") if "role" in attrs}
+    assert titles and titles.isdisjoint(chart.title for chart in report.JUDGE) and "Judge" not in reader.text
