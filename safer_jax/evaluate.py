@@ -18,7 +18,7 @@ from safer_jax.judge.breaker import JudgeDown
 from safer_jax.shapes import REFLECTION, UNSAFE, Record, Rollout
 from safer_jax.verdicts import Verdict
 
-NOT_REWARDS = ("is_unsafe", "tokens", "is_cut")  # what `score` adds to the scheme's terms
+NOT_REWARDS = ("is_unsafe", "tokens", "is_cut", "accepted")  # what stands beside the scheme's terms
 SAVED_SIDE = 448  # pixels; images beside saved rollouts are reduced to this
 
 
@@ -230,6 +230,9 @@ def evaluate(
         if judging:
             judging.check()
         scored = score(rollout, asked.records, feed.processor, config.reward)
+        if judging:
+            safety_PGE = verdicts.safety(judge.rubric, rollout.verdict_PGEJ)
+            scored.terms["accepted"] = np.where(np.isfinite(safety_PGE), safety_PGE >= judging.accept_at, np.nan)
         is_row = np.array_split(number < len(rows), processes)[process]
         records += [record for record, keep in zip(asked.records, is_row) if keep]
         responses += [texts for texts, keep in zip(scored.responses, is_row) if keep]

@@ -231,6 +231,7 @@ def test_rejected_answers_are_reflected_on_and_train(judged):
     assert [line["accepted"] for line in steps] == [line["judge_failed"] for line in steps] == [0.0, 0.0]
     assert all(line["gap_max"] < 1e-4 for line in steps), "the trainer sees reruns as the sampler did"
     assert steps[-1]["compiles"] == 0
+    assert [line["accepted"] for line in lines(judged / "metrics.jsonl") if line["stage"] == "eval"] == [0.0, 0.0]
     row, *_ = lines(judged / "rollouts" / "000001.jsonl")
     assert row.keys() >= {"verdict", "before", "reflection"} and set(row["verdict"]) == set(
         verdicts.RUBRICS["safer_vlm"].names
