@@ -96,6 +96,8 @@ def test_second_sigterm_is_no_emergency():
 
 
 def test_stopper_leaves_no_trace():
+    # A shell without job control starts what it puts into the background with SIGINT ignored.
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with runtime.Stopper() as stopper:
         assert not stopper.requested(1)
@@ -104,9 +106,12 @@ def test_stopper_leaves_no_trace():
         assert stopper.requested(2)
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
     assert signal.set_wakeup_fd(-1) == -1
-    with pytest.raises(KeyboardInterrupt):
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(5)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
+    finally:
+        signal.signal(signal.SIGINT, inherited)
 
 
 PAIR = """

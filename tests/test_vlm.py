@@ -89,10 +89,9 @@ def test_logits_log_probs_and_gradients_equal_transformers(pair):
 
 def test_greedy_generation_equals_transformers_over_64_steps(pair):
     banned = np.zeros(pair.config.text.vocab, bool)
-    greedy = functools.partial(
-        sampler.generate, group=1, max_tokens=64, temperature=0.0, end_ids=(), is_banned_V=banned
-    )
-    run = jax.jit(lambda params, prompts: greedy(nnx.merge(pair.graph, params), prompts, jax.random.key(0)))
+    drawing = sampler.Drawing(temperature=0.0, end_ids=(), is_banned_V=banned)
+    greedy = functools.partial(sampler.generate, group=1, max_tokens=64, drawing=drawing)
+    run = jax.jit(lambda params, prompts: greedy(nnx.merge(pair.graph, params), prompts, jax.random.key(0))[0])
     ours = run(pair.params, pair.prompts)
     settings = {"do_sample": False, "max_new_tokens": 64, "eos_token_id": None, "pad_token_id": hf.PAD}
     with torch.no_grad():
