@@ -11,6 +11,7 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,10 +23,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs import tiny_safer
-from safer_jax import config, data, page, verdicts
+from safer_jax import checkpoint, config, convert, data, mesh, page, verdicts
 from safer_jax.curate import CurateError, agreement, box, dataset, scores
 from safer_jax.datasets import DataError, RowError, curated
 from safer_jax.judge.breaker import JudgeDown
+from safer_jax.model import variants, vlm
 from safer_jax.shapes import SAFE, Record
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -154,11 +156,12 @@ def test_shares_are_equal_but_for_one_where_there_is_enough(counts, total):
 
 
 def test_the_random_arm_ignores_the_box_but_not_the_evaluation_data():
-    groups = [group(f"p{i}", [5 + (i % 2) * 4] * 2) for i in range(200)]  # no spread; Q 5 and 9
+    groups = [group(f"p{i}", [5 + (i % 2) * 4, 5 + i % 4]) for i in range(200)]  # of four kinds: I 0, 1.5, 1, 0.5
     fates = box.select(groups, box.Box(target=50, is_random=True), overlapping={"p0"})
-    kept = {g.id for g, f in zip(groups, fates) if f == box.KEPT}
+    kept = [g for g, f in zip(groups, fates) if f == box.KEPT]
     assert len(kept) == 50 and fates[0] == box.OVERLAP
-    assert 10 < sum(g.quality == 9 for g in groups if g.id in kept) < 40
+    kinds = {kind: sum(g.instability == kind for g in kept) for kind in (0, 0.5, 1, 1.5)}
+    assert sum(kinds.values()) == 50 and min(kinds.values()) > 5, kinds
     again = box.select(groups[::-1], box.Box(target=50, is_random=True), overlapping={"p0"})[::-1]
     assert again == fates
 
@@ -581,7 +584,7 @@ def test_a_scatter_places_dots_and_box_on_its_axes():
 def test_bars_are_as_long_as_their_numbers():
     reader = test_report.Reader(page.bar_chart("Title", {"a" * 40: (3, 12), "b": (0, 6)}))
     lengths = [float(a["width"]) for a in reader.find("rect")]
-    assert lengths == pytest.approx([lengths[0], lengths[0] / 4, lengths[0] / 2, 0], abs=0.1)
+    assert lengths == pytest.approx([230, 230 / 4, 230 / 2, 0], abs=0.1)
     assert "3 of 12" in reader.text and "0 of 6" in reader.text and f"{'a' * 23}…" in reader.text
     assert page.bar_chart("Title", {}) == ""
 
@@ -634,7 +637,7 @@ def test_intervals_are_those_of_prompts_and_seeded():
     share = alone["agreement"]["value"]
     margin = 1.96 * math.sqrt(share * (1 - share) / 400)  # of a binomial
     assert (alone["agreement"]["low"], alone["agreement"]["high"]) == pytest.approx(
-        (share - margin, share + margin), abs=0.01
+        (share - margin, share + margin), abs=0.004
     )
     assert alone == agreement.compare(said(first), said(second), seed=7)
     # Eight times the same answer of every prompt say nothing new.
@@ -649,6 +652,9 @@ def test_figures_that_are_not_defined_are_none():
     nothing = {"value": None, "low": None, "high": None}
     assert found["agreement"]["value"] == 1 and found["kappa"] == nothing == found["pearson"]
     assert "| Cohen's kappa | – | – to – |" in agreement.markdown(found)
+    # In a third of the draws the second judge is constant, up to what floats make of it: r is not defined there.
+    found = agreement.compare(said(range(1, 9)), said([7.3] * 7 + [2.1]))["pearson"]
+    assert -1 <= found["low"] < found["value"] < found["high"] <= 1
 
 
 def test_answers_that_cannot_be_compared_are_left_out_and_counted():
@@ -710,6 +716,39 @@ def command():
     made = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(made)
     return made
+
+
+def test_the_weights_are_those_of_the_run_and_step_or_of_the_converted_model(tmp_path):
+    tool, model = command(), variants.VARIANTS["tiny"]
+    one = mesh.make(1, 1, 1, jax.devices()[:1])
+    generator = np.random.default_rng(0)
+    draw = lambda leaf: generator.normal(size=leaf.shape).astype(np.float32)
+    drawn = {step: jax.tree.map(draw, vlm.abstract(model)[1]) for step in (3, 7)}
+    for step, params in drawn.items():
+        checkpoint.save(tmp_path / "run" / "checkpoints", step, {"params": params, "step": np.int32(step)}, {})
+    convert.random("tiny", tmp_path / "hf")
+    convert.from_hf(tmp_path / "hf", tmp_path / "ours")
+
+    def read(name, step, dtype="float32"):
+        made = settings(**{"model.path": str(tmp_path / name), "model.dtype": dtype}).config
+        found, told = tool.weights(made, model, one, step)
+        return [np.asarray(leaf) for leaf in jax.tree.leaves(found)], told
+
+    for step, expected in ((3, 3), (7, 7), (None, 7)):
+        found, told = read("run", step)
+        for leaf, theirs in zip(found, jax.tree.leaves(drawn[expected]), strict=True):
+            np.testing.assert_array_equal(leaf, theirs)
+        assert told.startswith(f"run, step {expected}, SHA-256 ")
+    assert read("run", 3)[1] != read("run", 7)[1]
+    assert {str(leaf.dtype) for leaf in read("run", 3, "bfloat16")[0]} == {"bfloat16"}
+    found, told = read("ours", None)
+    theirs = jax.tree.leaves(convert.load_params(tmp_path / "ours", vlm.abstract(model)[1]))
+    assert (
+        all(np.array_equal(leaf, other) for leaf, other in zip(found, theirs, strict=True)) and "ours, SHA-256" in told
+    )
+    assert [tool.checkpoint_of(text) for text in ("runs/a:400", "runs/a", "/a:b/c", "4")] == [
+        ("runs/a", 400), ("runs/a", None), ("/a:b/c", None), ("4", None)
+    ]  # fmt: skip
 
 
 def test_the_command_from_scores_to_training_data(tmp_path, monkeypatch, capsys):

@@ -20,11 +20,11 @@ BAD_INPUT = 2  # as runtime.ExitCode has it; select and agree start without JAX
 EXAMPLES = """examples:
   python tools/curate.py score --config=configs/tiny_safer.py --checkpoint=runs/tiny_safer:600 --out=scored
   python tools/curate.py score --config=configs/safer_vlm_3b.py --checkpoint=weights/3b --out=scored \\
-      --config.data.path=BeaverTails-V --config.judge.url=http://localhost:8000/v1     # any setting of the config
+      --config.data.path=SafeTag-VL-3K --config.judge.url=http://localhost:8000/v1     # any setting of the config
   python tools/curate.py select --scores=scored --out=curated --target-size=10000 --balance
   python -m safer_jax.train ... --config.data.name=curated --config.data.path=curated  # the same splits, fewer rows
 
-  python tools/curate.py score --config=configs/other_judge.py --answers=scored --out=scored_again
+  python tools/curate.py score --config=configs/other.py --answers=scored --out=scored_again
   python tools/curate.py agree --scores=scored --with=scored_again --json=agreement.json
   python tools/curate.py agree --scores=scored --with=labels.csv   # id,rollout,score (1..10) or id,rollout,accept
 
