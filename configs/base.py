@@ -76,17 +76,19 @@ def get_config(arg: str | None = None) -> ConfigDict:
     reflection.row_counts = (8, 32, 128)  # rows of a pass of rejected answers, ascending
 
     config.judge = judge = ConfigDict()
-    judge.kind = "none"  # none | rules | http | recorded | local
+    judge.kind = "none"  # none | rules | http | recorded | local | score
     judge.url = ""  # of an OpenAI-compatible server, such as http://localhost:8000/v1
     judge.model = ""  # name under which the server knows the judge
     judge.key_env = ""  # name of the environment variable with the server's key; empty = none
-    judge.path = ""  # recorded: file or folder of verdicts; local: folder of a converted checkpoint
+    judge.path = ""  # recorded: file or folder of verdicts; local, score: folder of a converted checkpoint
     judge.deadline = 120.0  # seconds for one attempt, retries included
     judge.retries = 4  # further requests after a failure that may pass
     judge.concurrency = 16  # requests of a process at once
     judge.temperature = 0.0  # 0 = greedy
     judge.max_tokens = 1024  # tokens of a verdict
     judge.cache = ""  # folder of replies already given; empty = none
+    judge.rows = 8  # attempts judged at once, of local and score
+    judge.buckets = (1024, 2048, 4096)  # tokens of the judge's prompts, ascending, of local and score
     judge.max_failed = 0.5  # share of the window, 0 to 1; 1 = the run never stops for it
     judge.window = 64  # attempts
     judge.canaries_every = 0  # GRPO steps; 0 = never

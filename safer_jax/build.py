@@ -20,6 +20,7 @@ from safer_jax import (
     data,
     evaluate,
     images,
+    judging,
     mesh,
     metrics,
     programs,
@@ -201,7 +202,7 @@ def build(config: config_lib.Config, folder: pathlib.Path) -> tuple[Run, TrainSt
         test=test,
         test_rows=test.usable.rows[: config.data.eval_rows or None],
         orders=orders,
-        judge=make_judge(config, folder),
+        judge=make_judge(config, folder, device_mesh),
         **programs.compiled(config, updater, processor, device_mesh, abstract, shardings),
         abstract=abstract,
         stopper=runtime.Stopper(),
@@ -276,15 +277,20 @@ def make_processor(
     )
 
 
-def make_judge(config: config_lib.Config, folder: pathlib.Path) -> verdicts.Judge | None:
+def make_judge(
+    config: config_lib.Config, folder: pathlib.Path, device_mesh: jax.sharding.Mesh
+) -> verdicts.Judge | None:
     """The judge that the config names, asked what the reward scheme wants to know; None without one.
 
     A scheme that needs no verdict still has rejected rows asked again: then the judge answers SaFeR-VLM's rubric. What
-    a server says is kept in the run's folder, so that a re-run can replay it.
+    a server says is kept in the run's folder, so that a re-run can replay it. A local judge is loaded onto the mesh.
     """
     rubric = verdicts.RUBRICS[rewards.SCHEMES[config.reward.scheme].rubric or "safer_vlm"]
     kept = folder / "verdicts" / f"{jax.process_index()}.jsonl" if config.judge.kind == "http" else None
-    return kinds.make(config.judge, rubric, record_to=kept)
+    local = None
+    if config.judge.kind in kinds.LOCAL:
+        local = judging.make(config, rubric, device_mesh, programs.key(config, programs.VERDICTS))
+    return kinds.make(config.judge, rubric, record_to=kept, local=local)
 
 
 def make_updater(

@@ -215,23 +215,27 @@ class Reflection:
 class Judge:
     """Who judges an attempt; what is asked of it is the reward scheme's rubric.
 
-    kind: none | rules | http | recorded | local
+    kind: none | rules | http | recorded | local | score; the last two run a checkpoint on the run's own mesh, and it writes
+        a verdict (local), or every score is the expected value of the digit that it would answer (score)
     url: an OpenAI-compatible server up to the version, such as http://localhost:8000/v1 (http)
     model: name under which the server knows the judge (http)
     key_env: name of the environment variable with the server's key; empty = it wants none (http)
-    path: verdicts to replay, a file or a folder of files (recorded); folder of a converted checkpoint (local)
+    path: verdicts to replay, a file or a folder of files (recorded); folder of a converted checkpoint or a run (local, score)
     deadline: seconds until an attempt must be judged, retries included (http)
     retries: further requests after one that failed for a passing reason (http)
     concurrency: requests of a process under way at once (http)
     temperature: of the judge's sampling; 0 = greedy (http, local)
     max_tokens: length limit of what the judge writes, in tokens (http, local)
     cache: folder of replies by the hash of all that was asked; empty = none (http)
-    max_failed: share of the last window attempts that may stay unjudged before the run saves and stops; 1 = never
+    rows: attempts judged at once, on all devices together (local, score)
+    buckets: lengths of the judge's prompts in tokens, ascending; an attempt that needs more is not judged (local, score)
+    max_failed: share of the last window attempts that may stay unjudged before the run saves and stops; 1 = never; not of
+        local, score
     window: attempts over which max_failed is counted
     canaries_every: GRPO steps between checks that the judge dislikes empty and deceitful answers; 0 = never
     """
 
-    kind: Literal["none", "rules", "http", "recorded", "local"]
+    kind: Literal["none", "rules", "http", "recorded", "local", "score"]
     url: str
     model: str
     key_env: str
@@ -242,6 +246,8 @@ class Judge:
     temperature: NotNegative
     max_tokens: Size
     cache: str
+    rows: Size
+    buckets: Sizes
     max_failed: Annotated[float, Range(0, 1)]
     window: Size
     canaries_every: Count
@@ -621,7 +627,8 @@ def _conflicts(config: Config) -> Iterator[str]:
     if data.train_split == data.eval_split:
         yield f"data.eval_split = {data.eval_split!r}: is data.train_split too; evaluate on rows that are not trained on"
     ascending = {f"prompt.{name}": getattr(prompt, name) for name in ("buckets", "patch_buckets")}
-    for name, sizes in {**ascending, "reflection.row_counts": config.reflection.row_counts}.items():
+    ascending |= {"reflection.row_counts": config.reflection.row_counts, "judge.buckets": config.judge.buckets}
+    for name, sizes in ascending.items():
         if list(sizes) != sorted(set(sizes)):
             yield f"{name} = {sizes!r}: must ascend; write {tuple(sorted(set(sizes)))!r}"
     if prompt.min_pixels > prompt.max_pixels:
@@ -720,8 +727,10 @@ def _judge_conflicts(judge: Judge) -> Iterator[str]:
         for name in ("url", "model"):
             if not getattr(judge, name):
                 yield f"judge.{name} = '': judge.kind = 'http' asks a server; set it"
-    if judge.kind in ("recorded", "local") and not judge.path:
+    if judge.kind in ("recorded", "local", "score") and not judge.path:
         yield f"judge.path = '': judge.kind = {judge.kind!r} is read from disk; set it"
+    if judge.kind == "score" and judge.temperature:
+        yield f"judge.temperature = {judge.temperature}: has no effect with judge.kind = 'score'; set it to 0"
     if judge.kind == "none" and judge.canaries_every:
         yield f"judge.canaries_every = {judge.canaries_every}: has no effect with judge.kind = 'none'; set it to 0"
     # A secret in one of these would be written to config.json, so neither is shown where it may hold one.

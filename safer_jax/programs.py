@@ -15,7 +15,7 @@ from safer_jax.model import vlm
 from safer_jax.shapes import Layout, TrainState
 from safer_jax.update import Updater
 
-WEIGHTS, SAMPLES, EVALUATIONS = range(3)  # what a key folded from config.seed is for
+WEIGHTS, SAMPLES, EVALUATIONS, VERDICTS = range(4)  # what a key folded from config.seed is for
 
 
 def compiled(

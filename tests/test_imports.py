@@ -13,8 +13,8 @@ PACKAGE = ROOT / "safer_jax"
 # fmt: off
 ORDER = [
     "shapes", "config", "images", "prompts", "responses", "verdicts", "judge", "structured", "rewards", "mesh", "model", "shards",
-    "checkpoint", "convert", "datasets", "data", "sampler", "attempts", "grpo", "lora", "state", "update", "metrics", "runtime",
-    "page", "report", "evaluate", "curate", "programs", "build", "train", "plan",
+    "checkpoint", "convert", "datasets", "data", "sampler", "attempts", "judging", "grpo", "lora", "state", "update", "metrics",
+    "runtime", "page", "report", "evaluate", "curate", "programs", "build", "train", "plan",
 ]
 NO_JAX = [
     "shapes", "config", "images", "prompts", "responses", "verdicts", "judge", "structured", "rewards", "shards", "datasets",

@@ -111,7 +111,8 @@ def part(text: str) -> tuple[int, int]:
 
 
 def score(args: argparse.Namespace, overrides: list[str]) -> None:
-    from safer_jax import build, rewards, runtime, train
+    from safer_jax import build, mesh, rewards, runtime, train
+    from safer_jax.judge import kinds
 
     train.parse([f"{sys.argv[0]} score", f"--config={args.config}", *overrides])
     with runtime.started((*train.BAD_INPUT, curate.CurateError)):
@@ -121,17 +122,18 @@ def score(args: argparse.Namespace, overrides: list[str]) -> None:
                 "judge.kind = 'none': scores are a judge's; choose one, such as --config.judge.kind=http"
             )
         rows, ask, size = (from_answers if args.answers else from_policy)(args, config)
+        device_mesh = mesh.make(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
         rubric = rewards.SCHEMES[config.reward.scheme].rubric or "safer_vlm"  # as build.make_judge has it
         with runtime.Stopper() as stopper:
             is_done = scores.score(
                 args.out,
                 rows,
                 ask,
-                build.make_judge(config, args.out / f"part{args.part[0]}"),
+                build.make_judge(config, args.out / f"part{args.part[0]}", device_mesh),
                 rubric,
                 config.reward,
                 size,
-                is_ahead=config.judge.kind != "local",  # that one wants the device for itself
+                is_ahead=config.judge.kind not in kinds.LOCAL,  # that one wants the device for itself
                 is_again=args.again,
                 stop=stopper.requested,
             )
