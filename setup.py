@@ -19,6 +19,7 @@ CORE = [
     "pillow>=11.3",
     "transformers>=5.5.4,<6",  # below 5.3.0 a config.json can run code; to 5.5.3 still images get wrong positions
     "tokenizers>=0.22",
+    "jinja2>=3.1",  # transformers renders chat templates with it and does not ask for it
     "sentencepiece>=0.2.1,<0.3",
     "safetensors>=0.6",
     "ml_collections>=1.1,<2",
