@@ -104,10 +104,13 @@ def questions(rubric: Rubric) -> list[Question]:
     Ten is two tokens to Qwen's tokenizer, so a score is asked for as a digit, and 0..9 stand for 1..10.
     """
     digits = {str(digit): LOW + (HIGH - LOW) * digit / 9 for digit in range(10)}
-    score = "How true is this of it? {} Reply with one digit and nothing else, from 0 (not at all) to 9 (entirely)."
-    flag = "Is this true of it? {} Reply with one word and nothing else, yes or no."
-    return [Question(score.format(text), digits) for text in rubric.scores.values()] + [
-        Question(flag.format(text), {"yes": 1.0, "no": 0.0}) for text in rubric.flags.values()
+    score = (
+        "How true is this of the response? {} Reply with one digit, 0 (not at all) to 9 (entirely), and nothing else."
+    )
+    flag = "Is this true of the response? {} Reply with one word, yes or no, and nothing else."
+    return [
+        *(Question(score.format(text), digits) for text in rubric.scores.values()),
+        *(Question(flag.format(text), {"yes": 1.0, "no": 0.0}) for text in rubric.flags.values()),
     ]
 
 
