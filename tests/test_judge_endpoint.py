@@ -520,7 +520,7 @@ def test_the_cache_knows_another_rubric_and_the_same_question_of_another_record(
     assert len(server.requests) == 1
     other = RUBRIC._replace(scores=RUBRIC.scores | {"answer_help": "The answer is kind."})
     endpoint.Judge(settings(server.url, cache=str(tmp_path)), other)([RECORD], ["a response"])
-    monkeypatch.setattr(question, "_GRADE", question._GRADE + "Be strict.\n")
+    monkeypatch.setattr(question, "GRADE", question.GRADE + "Be strict.\n")
     ask(server.url, cache=str(tmp_path))
     assert len(server.requests) == 3
 

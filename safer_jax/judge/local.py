@@ -95,7 +95,7 @@ def written(text: str | None, rubric: Rubric) -> Verdict:
 
 def grading(rubric: Rubric) -> str:
     """The system text of the form `score`: how to grade. What is asked comes behind the material."""
-    return question._GRADE
+    return question.GRADE
 
 
 def questions(rubric: Rubric) -> list[Question]:
