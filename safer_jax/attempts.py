@@ -37,7 +37,7 @@ class Programs(NamedTuple):
     """The compiled parts of a rollout and the shapes they were compiled for; without reruns `sample` is all of it.
 
     sample: (params, prompts) -> (Rollout with E = 1, the cache, or None where nothing continues it)
-    rerun: (params, prompts, cache, rejected, start, goes_on) -> (Written [B, ...], is_cut_B, cache or None)
+    rerun: (params, prompts, cache, rejected, start, goes_on=) -> (Written [B, ...], is_cut_B, cache or None)
     grow: cache -> cache with room for all of `layout`
     instruction_KF, is_instruction_KF: the K instructions' ids, right-aligned; a row takes one by its draw and rollout
     header: ids between reflection and correction
@@ -101,7 +101,9 @@ def _pass(programs: Programs, params: Any, prompts: Prompts, mesh: jax.sharding.
         goes_on = attempt < layout.reruns
         for rejected in _rejected(programs, rows, is_rejected_PG, prompts.draw_P, attempt):
             placed = mesh_lib.replicate(rejected, mesh)
-            written, is_cut_B, kept = programs.rerun(params, asked, cache, placed, layout.start(attempt), goes_on)
+            written, is_cut_B, kept = programs.rerun(
+                params, asked, cache, placed, layout.start(attempt), goes_on=goes_on
+            )
             cache = kept if goes_on else cache
             _write_back(rows, layout, attempt, rejected, *jax.tree.map(np.asarray, (written, is_cut_B)))
         rows, is_rejected_PG = _judge(rows, attempt, is_rejected_PG, judge)
@@ -121,7 +123,8 @@ def _warm_up(programs: Programs, params: Any, asked: Prompts, cache: Cache, mesh
             zero + prompts * group, zero > 0, zero, zero > 0, zero, forced_BF, programs.is_instruction_KF[zero]
         )
         for goes_on in {False, programs.layout.reruns > 1}:
-            programs.rerun(params, asked, cache, mesh_lib.replicate(nobody, mesh), programs.layout.start(1), goes_on)
+            placed, start = mesh_lib.replicate(nobody, mesh), programs.layout.start(1)
+            programs.rerun(params, asked, cache, placed, start, goes_on=goes_on)
     programs.warmed.add(shape)
 
 

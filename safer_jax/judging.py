@@ -4,6 +4,7 @@ Beside the policy stand the judge's weights, laid out as the sampler's copy: who
 `tensor`, in the compute dtype, all through the run.
 """
 
+import functools
 import json
 import math
 import pathlib
@@ -151,10 +152,17 @@ def make(config: config_lib.Config, rubric: Rubric, device_mesh: jax.sharding.Me
     graph, abstract = vlm.abstract(model_config, jnp.dtype(config.model.dtype))
     placed = mesh.shardings(abstract, device_mesh, mesh.SAMPLE)
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, placed)
-    program, decode = program_of(settings, rubric, processor, model_config.text.vocab, key)
+    program, decode = program_of(settings, rubric, processor, model_config.text.vocab)
     rows = NamedSharding(device_mesh, PartitionSpec(("data", "fsdp")))
-    run = jax.jit(lambda params, asked: program(nnx.merge(graph, params), asked), out_shardings=rows)
-    passes = Passes(run, convert.load_params(folder, abstract), filler, processor.geometry, config, device_mesh)
+    run = jax.jit(lambda params, asked, key: program(nnx.merge(graph, params), asked, key), out_shardings=rows)
+    passes = Passes(
+        functools.partial(run, key=key),
+        convert.load_params(folder, abstract),
+        filler,
+        processor.geometry,
+        config,
+        device_mesh,
+    )
     return local.Judge(rubric, encode, lambda asked: [decode(*arrays) for arrays in passes(asked)], read)
 
 
@@ -193,21 +201,21 @@ def _single(processor: Processor, answer: str) -> list[int]:
     return found
 
 
-def _writer(settings: config_lib.Judge, rubric: Rubric, processor: Processor, vocab: int, key: jax.Array):
+def _writer(settings: config_lib.Judge, rubric: Rubric, processor: Processor, vocab: int):
     """The form "local": (program, its arrays of a row to the text, None where the limit cut it)."""
     drawing = sampler.Drawing(settings.temperature, processor.end_ids, processor.banned_V(vocab))
 
-    def write(model: vlm.Vlm, asked: Prompts) -> tuple[jax.Array, ...]:
+    def write(model: vlm.Vlm, asked: Prompts, key: jax.Array) -> tuple[jax.Array, ...]:
         said, _ = sampler.generate(model, asked, key, group=1, max_tokens=settings.max_tokens, drawing=drawing)
         return said.token_PGC[:, 0], said.role_PGC[:, 0] != EMPTY, said.is_cut_PGE[:, 0, 0]
 
     return write, lambda token_C, is_token_C, is_cut: None if is_cut else processor.decode(token_C[is_token_C])
 
 
-def _scorer(settings: config_lib.Judge, rubric: Rubric, processor: Processor, vocab: int, key: jax.Array):
+def _scorer(settings: config_lib.Judge, rubric: Rubric, processor: Processor, vocab: int):
     """The form "score": (program, its array of a row as it is)."""
     questions = form(rubric, processor)
-    return lambda model, asked: (rate(model, asked, questions),), lambda value_J: value_J
+    return lambda model, asked, _: (rate(model, asked, questions),), lambda value_J: value_J
 
 
 def _check_rows(rows: int, device_mesh: jax.sharding.Mesh) -> None:

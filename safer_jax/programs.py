@@ -53,19 +53,16 @@ def sampling(
     drawing = sampler.Drawing(
         settings.temperature, processor.end_ids, updater.is_banned_V, settings.top_k, settings.top_p
     )
+    root = key(config, SAMPLES)
     generate = functools.partial(
-        sampler.generate,
-        key=key(config, SAMPLES),
-        group=settings.group,
-        max_tokens=settings.max_tokens,
-        drawing=drawing,
+        sampler.generate, group=settings.group, max_tokens=settings.max_tokens, drawing=drawing
     )
     merge = functools.partial(nnx.merge, updater.graph)
     rows = NamedSharding(device_mesh, PartitionSpec(("data", "fsdp")))
     if not reflection.reruns:
-        only_answers = lambda params, asked: generate(merge(params), asked)[0]
+        only_answers = lambda params, asked, root: generate(merge(params), asked, root)[0]
         sample = jax.jit(only_answers, out_shardings=rows)
-        return attempts.Programs(lambda params, asked: (sample(params, asked), None), Layout(settings.max_tokens))
+        return attempts.Programs(lambda params, asked: (sample(params, asked, root), None), Layout(settings.max_tokens))
 
     turns = [processor.encode_turn(text, opens_answer=not reflection.max_tokens) for text in reflection.texts]
     header = processor.encode_turn(reflection.header) if reflection.max_tokens else np.zeros(0, np.int32)
@@ -77,23 +74,18 @@ def sampling(
         header=1 + len(header) if reflection.max_tokens else 0,
         reruns=reflection.reruns,
     )
-    rerun = functools.partial(
-        sampler.rerun,
-        key=key(config, SAMPLES),
-        group=settings.group,
-        layout=layout,
-        header=header,
-        drawing=drawing,
-    )
+    rerun = functools.partial(sampler.rerun, group=settings.group, layout=layout, header=header, drawing=drawing)
 
-    def once(params, asked, cache, rejected, start, goes_on):
-        return rerun(merge(params), asked, cache, rejected, start, goes_on=goes_on)
+    def once(params, asked, cache, rejected, start, root, goes_on):
+        return rerun(merge(params), asked, cache, rejected, start, root, goes_on=goes_on)
 
     whole = NamedSharding(device_mesh, PartitionSpec())
+    sample = jax.jit(lambda params, asked, root: generate(merge(params), asked, root), out_shardings=(rows, None))
+    again = jax.jit(once, static_argnums=6, out_shardings=(whole, whole, None))
     return attempts.Programs(
-        sample=jax.jit(lambda params, asked: generate(merge(params), asked), out_shardings=(rows, None)),
+        sample=lambda params, asked: sample(params, asked, root),
         layout=layout,
-        rerun=jax.jit(once, static_argnums=5, out_shardings=(whole, whole, None)),
+        rerun=lambda *inputs, goes_on: again(*inputs, root, goes_on),
         grow=jax.jit(functools.partial(sampler.grow, slots=layout.completion)),
         instruction_KF=np.stack([np.pad(turn, (width - len(turn), 0)) for turn in turns]),
         is_instruction_KF=np.stack([np.arange(width) >= width - len(turn) for turn in turns]),
@@ -114,15 +106,15 @@ def testing(
     drawing = sampler.Drawing(config.eval.temperature, processor.end_ids, updater.is_banned_V)
     root, limit = key(config, EVALUATIONS), config.sampler.max_tokens
 
-    def answer(params, asked):
+    def answer(params, asked, root):
         return sampler.generate(
             nnx.merge(updater.graph, params), asked, root, group=group, max_tokens=limit, drawing=drawing
         )[0]
 
     sample = jax.jit(answer, out_shardings=NamedSharding(device_mesh, PartitionSpec(("data", "fsdp"))))
-    return attempts.Programs(lambda params, asked: (sample(params, asked), None), Layout(limit))
+    return attempts.Programs(lambda params, asked: (sample(params, asked, root), None), Layout(limit))
 
 
 def key(config: config_lib.Config, purpose: int) -> jax.Array:
-    """The root of all randomness of one purpose."""
+    """The root of all randomness of one purpose: an argument of the programs, so that one program serves every seed."""
     return jax.random.fold_in(jax.random.key(config.seed), purpose)
