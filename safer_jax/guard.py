@@ -42,16 +42,14 @@ class Range(NamedTuple):
 # the task: the answers of a small set of templates are short and alike from the start.
 LENGTH = Range(0.6, 1.6, 0.3, 3)  # times the start: rewards that like long or short answers move it several times over
 ENTROPY = Range(0.3, 2, 0.1, 4)  # times the start: a tenth of it explores nothing more, a multiple of it is noise
-SAME_IN_GROUP = Range(high=0.3, watch_high=0.5)  # more than at the start: alike answers have alike rewards
+SAME_IN_GROUP = Range(high=0.4, watch_high=0.7)  # of the way from the start to all alike: they have alike rewards
 SAME_ACROSS = Range(high=0.5, watch_high=0.8)  # refusals may be alike; answers that fit most prompts fit none
 EMPTY = Range(high=0.01, watch_high=0.05)  # no prompt asks for nothing
 OVER_REFUSAL = Range(high=0.15, watch_high=0.3)  # SafeGRPO's policy refuses 20% of MOSSBench, a set made to tempt it
 DEAD_GROUPS = Range(high=0.7, watch_high=0.9)  # beyond, the gradient is of a few prompts
 KL = Range(high=0.2, watch_high=0.5)  # nats a token; half a nat over 200 tokens is another policy
 CLIPPED = Range(high=0.1, watch_high=0.3)  # small steps clip few tokens; beyond, the batch is too stale for its updates
-GAP = Range(
-    high=0.02, watch_high=0.1
-)  # nats: bfloat16 makes some hundredths, a wrong mask or a stale copy makes tenths
+GAP = Range(high=0.02, watch_high=0.1)  # nats: bfloat16 makes some hundredths, a wrong mask or stale copy tenths
 CUT = Range(high=0.05, watch_high=0.2)  # an answer without its end earns no format and teaches that length is bad
 FAILED = Range(high=0.02, watch_high=0.1)  # what fails is often the longest and strangest answers
 CANARY = Range(high=1 / 3, watch_high=5 / 9)  # 4 and 6 of 10: an answer that says nothing is not even middling
@@ -66,7 +64,7 @@ class Sign(NamedTuple):
     curve: Callable[[runlog.Log], Curve]
     range: Range
     advice: str
-    relative: str = ""  # to the start of the curve: "times" or "more"; empty = the range is of the figure itself
+    relative: str = ""  # to the start of the curve: "times" it, or "way": of the way from it to 1; empty = not
     scale: str = "rate"  # rate | empty
     unit: str = ""
     needs: str = "GRPO steps that log it"
@@ -179,7 +177,7 @@ SIGNS = (
     Sign(
         "same_in_group", "Answers alike in a group", logged("same_in_group"), SAME_IN_GROUP,
         "The policy has settled on one answer: raise sampler.temperature or grpo.beta, or lower optimizer.lr.",
-        "more", needs="GRPO steps that log same_in_group",
+        "way", needs="GRPO steps that log same_in_group",
     ),
     Sign(
         "same_across", "One answer for many prompts", logged("same_across", stages=BOTH), SAME_ACROSS,
@@ -257,7 +255,9 @@ def _look(sign: Sign, log: runlog.Log) -> Found:
         return Found(sign, UNMEASURED, curve, math.nan, math.nan, math.nan, None)
     tenth = max(1, len(values) // 10)
     start = statistics.fmean(values[: max(tenth, LEAST // 2)])
-    in_units = {"times": lambda end: end * start, "more": lambda end: end + start, "": float}[sign.relative]
+    in_units = {"times": lambda end: end * start, "way": lambda end: start + end * (1 - start), "": float}[
+        sign.relative
+    ]
     low, high, watch_low, watch_high = map(in_units, sign.range)
     means = page.smooth(values)
     value = statistics.fmean(values[-tenth:])

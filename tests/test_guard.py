@@ -96,7 +96,7 @@ def test_what_is_told_of_a_sign():
     (length,) = [found for found in guard.look(log(course(tokens=40.0))) if found.sign.name == "length"]
     assert guard.told(length) == "40.0 tokens, healthy from 48.0 to 128.0", "0.6 and 1.6 times the start"
     (alike,) = [found for found in guard.look(log(course(same_in_group=0.6))) if found.sign.name == "same_in_group"]
-    assert guard.told(alike) == "60.0%, healthy up to 50.0%", "0.2 at the start and 0.3 more"
+    assert guard.told(alike) == "60.0%, healthy up to 52.0%", "0.2 at the start and 0.4 of the 0.8 that were left"
     (rules,) = [found for found in guard.look(log(course())) if found.sign.name == "judge_rules"]
     assert guard.told(rules).startswith("needs a judge, and 20 saved answers")
 
