@@ -15,7 +15,7 @@ LETTERS = ("A", "B", "C", "D")
 
 
 def with_options(question: str, options: Mapping[str, str]) -> str:
-    """A question and the options under it, a line each."""
+    """A question and the options under it, a line each. `prompts.LETTER_GUIDES` asks for the letter."""
     return "\n".join([question.strip(), *(f"({letter}) {text.strip()}" for letter, text in options.items())])
 
 
