@@ -105,7 +105,9 @@ class Source:
 
         folder = Path(folder).expanduser()
         if not (folder / "dataset_info.json").is_file():
-            known = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) if folder.is_dir() else "nothing"
+            known = (
+                ", ".join(sorted(path.name for path in folder.iterdir())[:5] if folder.is_dir() else ()) or "nothing"
+            )
             raise DataError(f"{folder}: no prepared set (dataset_info.json), it holds {known}; {AGAIN}")
         try:
             builder = tfds.builder_from_directory(folder)
