@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from safer_jax import images, overlap, page
+from safer_jax import images, measured, overlap, page
 from safer_jax.datasets import DataError, RowError, Source
 from safer_jax.page import Html, element, number
 from safer_jax.shapes import SAFE, TAGS, Record
@@ -165,12 +165,7 @@ def _see(record: Record, limits: images.Limits, fit: Fit | None, is_shown: bool)
             tokens, patches = fit.size(record)
         except ValueError as error:  # PromptError names the row
             return str(error)
-        if tokens > max(fit.tokens):
-            reason = f"{record.id}: the prompt needs {tokens} tokens, prompt.buckets end at {max(fit.tokens)}; add one"
-        elif patches > max(fit.patches):
-            reason = (
-                f"{record.id}: the images need {patches} patch slots, prompt.patch_buckets end at {max(fit.patches)}"
-            )
+        reason = measured.over(record, tokens, patches, max(fit.tokens), max(fit.patches))
         needs = {"prompt tokens": tokens, "patch slots": patches}
     bare = record._replace(images=())
     # Decoding finds a file that is cut short, so every row's images are decoded, small; the shown ones are kept.

@@ -78,7 +78,9 @@ def test_rows_left_out_are_named_with_the_reason(summary):
     first, second, third, last = summary.bad
     assert first == "file, row 3: bad"
     assert second.startswith("row 'row4', image 1: JPEG file of 900 bytes does not decode")
-    assert third == "row5: the images need 12 patch slots, prompt.patch_buckets end at 8"
+    assert third == (
+        "row5: its 3 images need 12 patch slots, prompt.patch_buckets end at 8; raise it or lower prompt.max_pixels"
+    )
     assert last == "row9: the prompt needs 9 tokens, prompt.buckets end at 8; add one"
     assert summary.numbers["prompt tokens"] == [4, 1, 2, 5, 6, 7, 8, 9]  # those that fit no bucket too
 
@@ -122,7 +124,7 @@ def test_the_page_needs_nothing_and_veils_what_is_not_tagged_safe(summary):
     assert ("input", {"type": "checkbox", "id": "clear"}) in page.found
     assert not any(a.get(name, "data:").startswith("http") for _, a in page.found for name in ("src", "href"))
     assert "&lt;b&gt;&amp;" in text and "<b>&" not in text
-    assert "row5: the images need 12" in text and "1 rows are also in other" in text and "above 8" in text
+    assert "row5: its 3 images need 12" in text and "1 rows are also in other" in text and "above 8" in text
 
 
 def test_the_sheet_is_spread_over_the_set():

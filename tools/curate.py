@@ -144,7 +144,7 @@ def from_policy(args: argparse.Namespace, config: config_lib.Config):
     """(rows by shard, what answers them, prompts a pass): K answers of a policy to each row that it can read."""
     import jax
 
-    from safer_jax import attempts, data, mesh, policy, programs, scoring
+    from safer_jax import attempts, data, measured, mesh, policy, programs, scoring
     from safer_jax.shapes import ANSWER
 
     if jax.process_count() > 1:
@@ -159,8 +159,9 @@ def from_policy(args: argparse.Namespace, config: config_lib.Config):
     scores.claim(args.out, settings)
     first = dataset.Subset(source, range(min(len(source), args.rows or len(source))))
     most = max(config.prompt.buckets), max(config.prompt.patch_buckets)
-    measure = lambda record: (processor.encode(record), processor.size(record))[1]  # finds truncated images too
-    usable = data.usable(first, measure, *most, config.data.bad_rows, is_training=True)
+    sizes = measured.Sizes(processor, config.data.root, source.name)  # encodes, which finds truncated images too
+    usable = data.usable(first, sizes, *most, config.data.bad_rows, is_training=True)
+    sizes.save()
     feed = data.Feed(source, usable, processor, config.prompt)
     needs = dict(zip(usable.rows, zip(usable.patches_n, usable.tokens_n)))
     rows = {shard: sorted(own, key=needs.get) for shard, own in scores.shards(usable.rows, *args.part).items()}
