@@ -6,15 +6,14 @@ number of processes, so one integer, the cursor, is all that a checkpoint has to
 
 import concurrent.futures
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Self
 
 import grain
 import numpy as np
 
 from safer_jax import config, images, measured, prompts
-from safer_jax.datasets import DataError, RowError, Source, adapters, mixture
+from safer_jax.datasets import DataError, RowError, Source, adapters, mixture, reading
 from safer_jax.shapes import Prompts, Record
 
 
@@ -82,7 +81,8 @@ def usable(
         return too_long or (index, tokens, patches, tells(record), record.use != "train")
 
     kept, dropped = [], []
-    for index, result in _with_progress(_map(measure, len(source), threads), len(source), source.name):
+    results = reading.ahead(measure, range(len(source)), threads)
+    for index, result in enumerate(reading.Progress(source.name, len(source)).of(results)):
         if isinstance(result, str):
             dropped.append(result)
             _leave_out(source.name, dropped, index, budget)
@@ -166,26 +166,6 @@ def _tell_mixture(parts: Sequence[mixture.Part], each: Sequence[Usable], is_trai
         print(f"mixture: {part.rows.name} {len(found.row_n):,} rows{left_out}{share}", file=sys.stderr, flush=True)
 
 
-def _map(function: Callable[[int], Any], count: int, threads: int) -> Iterator[Any]:
-    """function(0), function(1), ... in order, a bounded number of them ahead."""
-    step = 32 * threads
-    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        for start in range(0, count, step):
-            yield from pool.map(function, range(start, min(count, start + step)))
-
-
-def _with_progress(results: Iterator[Any], count: int, name: str) -> Iterator[tuple[int, Any]]:
-    """Number the results, with a line on stderr every few seconds."""
-    begin = said = time.monotonic()
-    for index, result in enumerate(results):
-        yield index, result
-        now = time.monotonic()
-        if now - said > 5:
-            left = (now - begin) / (index + 1) * (count - index - 1)
-            print(f"{name}: measured {index + 1} of {count} rows, {left:.0f} s left", file=sys.stderr, flush=True)
-            said = now
-
-
 class Order(NamedTuple):
     """The endless global order of draws: every row once an epoch, each epoch in another order."""
 
@@ -251,7 +231,7 @@ def draws(order: Order, cursor: int, n: int, process: int = 0, processes: int = 
 
 def read(source: Source, rows: Sequence[int], function: Callable[[Record], Any], threads: int = 4) -> list[Any]:
     """function(record) of each row, in order, on several threads: decoding an image lets the others run."""
-    return list(_map(lambda i: function(source[int(rows[i])]), len(rows), threads))
+    return list(reading.ahead(lambda i: function(source[int(rows[i])]), range(len(rows)), threads))
 
 
 class Asked(NamedTuple):

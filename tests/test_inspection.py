@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 import safetag_files
+from fake_rows import Rows
 
 from safer_jax import images, inspection
 from safer_jax.datasets import DataError, RowError
@@ -16,23 +17,6 @@ from safer_jax.shapes import Record
 
 ROOT = pathlib.Path(__file__).parents[1]
 LIMITS = images.Limits(1, 10**7, 10**6, 10**7)
-
-
-class Rows:
-    """A source made of given records; an exception among them is raised when it is read."""
-
-    name = "rows/train"
-
-    def __init__(self, records):
-        self.records = records
-
-    def __len__(self):
-        return len(self.records)
-
-    def __getitem__(self, index):
-        if isinstance(self.records[index], Exception):
-            raise self.records[index]
-        return self.records[index]
 
 
 def record(number, **fields):

@@ -12,6 +12,7 @@ import pytest
 import safetag_files
 import tensorflow_datasets as tfds
 from etils import epath
+from fake_rows import Rows
 from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 
@@ -20,23 +21,6 @@ from safer_jax.shapes import Record
 
 ROOT = pathlib.Path(__file__).parents[1]
 TOOL = ROOT / "tools" / "prepare.py"
-
-
-class Rows:
-    """A source made of given records; an exception among them is raised when it is read."""
-
-    name = "rows/train"
-
-    def __init__(self, records):
-        self.records = records
-
-    def __len__(self):
-        return len(self.records)
-
-    def __getitem__(self, index):
-        if isinstance(self.records[index], Exception):
-            raise self.records[index]
-        return self.records[index]
 
 
 def record(number: int, **fields) -> Record:
@@ -176,10 +160,10 @@ def test_the_command_decodes_every_image(tmp_path):
 KILLED = """
 import os, random, signal, sys, time
 sys.path[:0] = [{root!r}, {tests!r}]
-import test_prepared
+import fake_rows, test_prepared
 from safer_jax.datasets import prepared
 
-class Slow(test_prepared.Rows):
+class Slow(fake_rows.Rows):
     def __getitem__(self, index):
         time.sleep(0.002)
         return super().__getitem__(index)
@@ -279,8 +263,8 @@ def test_memory_is_bounded(tmp_path):
     """100,000 small rows; the peak is that of the imports, 64 rows in flight and array_record's buffers."""
     program = (
         f"import sys, resource\nsys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"
-        "import test_prepared\nfrom safer_jax.datasets import prepared\n"
-        "class Many(test_prepared.Rows):\n"
+        "import fake_rows, test_prepared\nfrom safer_jax.datasets import prepared\n"
+        "class Many(fake_rows.Rows):\n"
         "    def __getitem__(self, i): return test_prepared.record(i % 250, id=str(i), images=(bytes([i % 256]) * 20000,))\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         f"prepared.prepare(Many(range(100_000)), {{'name': 'many', 'split': 'train'}}, {str(tmp_path)!r})\n"

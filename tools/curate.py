@@ -12,6 +12,7 @@ from safer_jax import config as config_lib
 from safer_jax import curate
 from safer_jax.curate import agreement, box, dataset, scores
 from safer_jax.datasets import DataError
+from safer_jax.datasets.arguments import at_least
 
 BAD_INPUT = 2  # as runtime.ExitCode has it; select and agree start without JAX
 
@@ -79,15 +80,6 @@ def parser() -> argparse.ArgumentParser:
     agree.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: %(default)s)")
     agree.add_argument("--json", type=pathlib.Path, help="also write the figures to this file")
     return made
-
-
-def at_least(low: int):
-    def whole(text: str) -> int:
-        if not text.isdecimal() or int(text) < low:
-            raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least {low}")
-        return int(text)
-
-    return whole
 
 
 def positive(text: str) -> float:
