@@ -1,6 +1,7 @@
 """SIUO (arXiv 2406.15279) as its authors give it: questions whose text and image are safe, the two together not (host code).
 
 `siuo_gen.json` asks for an answer, `siuo_mcqa.json` for the letter of the right one of four; the images are the same.
+Its `safety_warning`, what an answer should warn of, is no answer and is left: no judge here is told what to find.
 """
 
 from collections.abc import Mapping
