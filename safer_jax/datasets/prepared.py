@@ -14,6 +14,7 @@ import functools
 import hashlib
 import json
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -86,7 +87,7 @@ def prepare(
         shards = [done[number] for number in range(count)]
         if not sum(shard.rows for shard in shards):
             raise DataError(f"{source.name}: no usable row of {len(source)}; correct --path or --split")
-        _describe(folder)
+        _describe(folder, split)
     return shards
 
 
@@ -246,8 +247,9 @@ def _serialise(record: Record) -> bytes:
     return example.SerializeToString(deterministic=True)  # else its fields stand in another order in every process
 
 
-def _describe(folder: Path) -> None:
-    """Write tensorflow-datasets' own files for the splits of `folder` that are complete; each appears whole."""
+def _describe(folder: Path, by: str) -> None:
+    """Write tensorflow-datasets' own files for the splits of `folder` that are complete; each appears whole. `by`: the split
+    that was just prepared, whose journal is held."""
     import tensorflow_datasets as tfds
     from etils import epath
     from tensorflow_datasets.core import dataset_info, naming, splits
@@ -280,10 +282,13 @@ def _describe(folder: Path) -> None:
     )
     info.set_file_format("array_record")
     info.set_splits(splits.SplitDict(infos))
-    with tempfile.TemporaryDirectory(prefix=".info-", dir=folder) as made:
-        info.write_to_directory(made)
-        for name in METADATA:
-            os.replace(Path(made) / name, folder / name)
+    made = folder / f".info-{by}"
+    shutil.rmtree(made, ignore_errors=True)  # of a call that was killed here
+    made.mkdir()
+    info.write_to_directory(made)
+    for name in METADATA:
+        os.replace(made / name, folder / name)
+    shutil.rmtree(made)
 
 
 @contextlib.contextmanager
