@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from safer_jax import attempts, data, mesh, metrics, policy, prompts, runtime, scoring, verdicts
+from safer_jax import attempts, data, measured, mesh, metrics, policy, prompts, runtime, scoring, verdicts
 from safer_jax import config as config_lib
 from safer_jax.benchmarks import answers
 from safer_jax.judge import kinds
@@ -115,9 +115,10 @@ def measure(source: data.Source, processor: prompts.Processor, config: config_li
     """The rows that can be asked, and a SHA-256 of all that is asked. Raises DataError beyond data.bad_rows."""
     seen: dict[str, str] = {}
 
+    sizes = measured.Sizes(processor, config.data.root, source.name)
+
     def size(record: Record) -> tuple[int, int]:
-        processor.encode(record)  # finds before the first pass what only decoding shows, such as a truncated image
-        needed = processor.size(record)
+        needed = sizes(record)  # finds before the first pass what only decoding shows, such as a truncated image
         content = hashlib.sha256(repr((record.prompt, record.history, record.choice)).encode())
         for image in record.images:
             content.update(hashlib.sha256(image).digest())
@@ -126,6 +127,7 @@ def measure(source: data.Source, processor: prompts.Processor, config: config_li
 
     most = max(config.prompt.buckets), max(config.prompt.patch_buckets)
     usable = data.usable(source, size, *most, config.data.bad_rows)
+    sizes.save()
     if len(seen) < len(usable.rows):
         raise data.DataError(f"{source.name}: {len(usable.rows)} rows have {len(seen)} ids; each row needs its own")
     return usable, hashlib.sha256(json.dumps(sorted(seen.items())).encode()).hexdigest()

@@ -21,6 +21,7 @@ from safer_jax import (
     data,
     images,
     judging,
+    measured,
     mesh,
     metrics,
     overlap,
@@ -203,7 +204,7 @@ def build(config: config_lib.Config, folder: pathlib.Path) -> tuple[Run, TrainSt
         mesh=device_mesh,
         train=train,
         test=test,
-        test_rows=test.usable.rows[: config.data.eval_rows or None],
+        test_rows=_rewarded(config, test)[: config.data.eval_rows or None].tolist(),
         orders=orders,
         judge=make_judge(config, folder, device_mesh),
         **programs.compiled(config, updater, processor, device_mesh, abstract, shardings),
@@ -371,26 +372,40 @@ def _feeds(config: config_lib.Config, processor: prompts.Processor):
     """(training feed, test feed, order of the draws of each stage, what both splits share)."""
     most = max(config.prompt.buckets), max(config.prompt.patch_buckets)
     feeds, prints = [], []
-
-    def size(record: Record) -> tuple[int, int]:
-        processor.encode(record)  # finds before the first step what only decoding shows, such as a truncated image
-        return processor.size(record)
-
+    tells = lambda record: rewards.tells(record, config.reward.scheme)
     for split, is_training in ((config.data.train_split, True), (config.data.eval_split, False)):
         source = data.load(config.data, split)
         seen = overlap.Prints(source.name, config.data.root, processor.limits)
-        measure = seen.along(size) if jax.process_index() == 0 else size  # all find the same, one tells
+        sizes = measured.Sizes(processor, config.data.root, source.name)
+        measure = seen.along(sizes) if jax.process_index() == 0 else sizes  # all find the same, one tells
         allowed = config.data.train_on_eval
-        usable = data.usable(source, measure, *most, config.data.bad_rows, is_training, train_on_eval=allowed)
+        usable = data.usable(source, measure, *most, config.data.bad_rows, is_training, 4, allowed, tells)
         seen.save()
+        sizes.save()
         prints.append(seen)
         feeds.append(data.Feed(source, usable, processor, config.prompt))
     train, test = feeds
     parts = getattr(train.source, "parts", ())
-    orders = {"grpo": data.order(train.usable.rows, config.seed, parts=parts)}
+    rows = _rewarded(config, train) if config.grpo.steps else train.usable.rows
+    orders = {"grpo": data.order(rows, config.seed, parts=parts)}
     if config.sft.steps:
         orders["sft"] = data.order(_reference_rows(config, train), config.seed, parts=parts)
     return train, test, orders, _shared(*prints)
+
+
+def _rewarded(config: config_lib.Config, feed: data.Feed) -> np.ndarray:
+    """int64: the usable rows that the reward can score. Where rules alone reward, others teach nothing: they are counted
+    and named, and a set of which nothing is left is refused. Raises DataError."""
+    reward = config.reward
+    is_by_rules = not rewards.SCHEMES[reward.scheme].rubric
+    if not is_by_rules and max(reward.tag_weight, reward.behaviour_weight) <= 0:
+        return feed.usable.row_n
+    of = f"reward.scheme = {reward.scheme!r}" if is_by_rules else "reward.tag_weight or reward.behaviour_weight"
+    what = f"{rewards.ASKED.get(reward.scheme, 'all three tags')}, which {of} needs"
+    fixes = ["tag the set with tools/tag.py"]
+    fixes += ["take scheme 'safegrpo_plus', which skips unknown tags"] if reward.scheme == "safegrpo" else []
+    fixes += ["take a scheme with a judge, such as 'safer_vlm'"] if is_by_rules else ["set the weights to 0"]
+    return data.told(feed.source, feed.usable, what, ", or ".join(fixes), is_by_rules)
 
 
 def _shared(train: overlap.Prints, test: overlap.Prints) -> dict[str, int | str]:

@@ -5,17 +5,15 @@ number of processes, so one integer, the cursor, is all that a checkpoint has to
 """
 
 import concurrent.futures
-import itertools
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Self
 
 import grain
 import numpy as np
 
-from safer_jax import config, images, prompts
-from safer_jax.datasets import DataError, RowError, Source, adapters, mixture
+from safer_jax import config, images, measured, prompts
+from safer_jax.datasets import DataError, RowError, Source, adapters, mixture, reading
 from safer_jax.shapes import Prompts, Record
 
 
@@ -39,6 +37,7 @@ class Usable(NamedTuple):
     tokens_n: np.ndarray  # int32, prompt tokens
     patches_n: np.ndarray  # int32, patch slots
     dropped: tuple[str, ...]  # why each other row is left out
+    is_told_n: np.ndarray  # bool, True where the row says what is asked of it (`tells`)
 
     @property
     def rows(self) -> list[int]:
@@ -55,68 +54,107 @@ def usable(
     is_training: bool = False,
     threads: int = 4,
     train_on_eval: bool = False,
+    tells: Callable[[Record], bool] = lambda record: True,
 ) -> Usable:
     """Measure every row once and leave out those that cannot be used, each named on stderr.
 
-    `size` gives a record's (prompt tokens, patch slots), as `prompts.Processor.size` does; a row is bad if reading or
-    measuring it fails, or if it needs more than `max_tokens` or `max_patches`: nothing is ever cut to fit. The sets of a
-    mixture are measured one by one, each with the whole budget. Raises DataError beyond `budget` bad rows, when nothing is
-    left, and for a record of use "eval" if `is_training`, unless `train_on_eval`, which says so on stderr instead.
+    `size` gives a record's (prompt tokens, patch slots), as `measured.Sizes` does; a row is bad if reading or measuring it
+    fails, or if it needs more than `max_tokens` or `max_patches`: nothing is ever cut to fit. The sets of a mixture are
+    measured one by one, each with the whole budget. Raises DataError beyond `budget` bad rows, when nothing is left, and
+    for a record of use "eval" if `is_training`, unless `train_on_eval`, which says so on stderr instead.
     """
     if parts := getattr(source, "parts", ()):
-        rest = (size, max_tokens, max_patches, budget, is_training, threads, train_on_eval)
+        rest = (size, max_tokens, max_patches, budget, is_training, threads, train_on_eval, tells)
         each = [usable(part.rows, *rest) for part in parts]
         _tell_mixture(parts, each, is_training)
-        rows = np.concatenate([part.start + found.row_n for part, found in zip(parts, each)])
-        tokens, patches = (np.concatenate([getattr(f, name) for f in each]) for name in ("tokens_n", "patches_n"))
-        return Usable(rows, tokens, patches, tuple(reason for found in each for reason in found.dropped))
-    for_eval = itertools.count()
+        return _joined(parts, each)
 
-    def measure(index: int) -> tuple[int, int] | str:
+    def measure(index: int) -> tuple[int, int, int, bool, bool] | str:
         try:
             record = source[index]
-            if is_training and record.use != "train":
-                if not train_on_eval:
-                    raise DataError(
-                        f"{record.id}: for {record.use} only, not for training; correct data.train_split or data.mixture "
-                        "(data.train_on_eval = True trains on it all the same)"
-                    )
-                next(for_eval)
+            if is_training and not train_on_eval:
+                _refuse_eval(record)
             tokens, patches = size(record)
         except (RowError, prompts.PromptError, images.ImageError) as error:
             return str(error)
-        if tokens > max_tokens:
-            return f"{record.id}: the prompt needs {tokens} tokens, prompt.buckets end at {max_tokens}; add one"
-        if patches > max_patches:
-            return (
-                f"{record.id}: the images need {patches} patch slots, prompt.patch_buckets end at {max_patches}; "
-                "raise it or lower prompt.max_pixels"
-            )
-        return tokens, patches
+        too_long = measured.over(record, tokens, patches, max_tokens, max_patches)
+        return too_long or (index, tokens, patches, tells(record), record.use != "train")
 
     kept, dropped = [], []
-    for index, result in _with_progress(_map(measure, len(source), threads), len(source), source.name):
+    results = reading.ahead(measure, range(len(source)), threads)
+    for index, result in enumerate(reading.Progress(source.name, len(source)).of(results)):
         if isinstance(result, str):
             dropped.append(result)
-            print(f"{source.name}: left out, {result}", file=sys.stderr, flush=True)
-            if len(dropped) > budget:
-                raise DataError(
-                    f"{source.name}: {len(dropped)} bad rows in the first {index + 1}, data.bad_rows allows {budget}; "
-                    f"mend them or raise it. The last: {result}"
-                )
+            _leave_out(source.name, dropped, index, budget)
         else:
-            kept.append((index, *result))
+            kept.append(result)
     if not kept:
         raise DataError(f"{source.name}: no usable row of {len(source)}; correct data.path or the split's name")
-    if count := next(for_eval):
+    row_n, tokens_n, patches_n, is_told_n, is_eval_n = np.array(kept, np.int64).T
+    if is_training and is_eval_n.any():
+        _warn_of_eval(source.name, is_eval_n.sum())
+    return Usable(row_n, tokens_n.astype(np.int32), patches_n.astype(np.int32), tuple(dropped), is_told_n.astype(bool))
+
+
+def _joined(parts: Sequence[mixture.Part], each: Sequence[Usable]) -> Usable:
+    """The rows of all sets by their number in the mixture."""
+    row_n = np.concatenate([part.start + found.row_n for part, found in zip(parts, each, strict=True)])
+    join = lambda field: np.concatenate([getattr(found, field) for found in each])
+    dropped = tuple(reason for found in each for reason in found.dropped)
+    return Usable(row_n, join("tokens_n"), join("patches_n"), dropped, join("is_told_n"))
+
+
+def _leave_out(name: str, dropped: Sequence[str], index: int, budget: int) -> None:
+    """Say why the last of `dropped` is left out. Raises DataError where that is one too many."""
+    print(f"{name}: left out, {dropped[-1]}", file=sys.stderr, flush=True)
+    if len(dropped) > budget:
+        raise DataError(
+            f"{name}: {len(dropped)} bad rows in the first {index + 1}, data.bad_rows allows {budget}; "
+            f"mend them or raise it. The last: {dropped[-1]}"
+        )
+
+
+def _refuse_eval(record: Record) -> None:
+    if record.use != "train":
+        raise DataError(
+            f"{record.id}: for {record.use} only, not for training; correct data.train_split or data.mixture "
+            "(data.train_on_eval = True trains on it all the same)"
+        )
+
+
+def _warn_of_eval(name: str, count: int) -> None:
+    print(
+        f"WARNING: data.train_on_eval = True: {count} rows of {name} are for evaluation only and will be "
+        "trained on; results on them, or on their test split, mean nothing",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def told(source: Source, found: Usable, what: str, fix: str, is_needed: bool) -> np.ndarray:
+    """int64: the usable rows that say what they should (`what`); how many of each set do not is said on stderr.
+
+    Without `is_needed` that is all, and every row is returned. With it a set of which no row says it is refused.
+    Raises DataError.
+    """
+    parts = getattr(source, "parts", ()) or (mixture.Part(source, 0, 1),)
+    owner_n = np.searchsorted([part.start for part in parts], found.row_n, side="right") - 1
+    for number, part in enumerate(parts):
+        rows_n, is_told_n = found.row_n[owner_n == number], found.is_told_n[owner_n == number]
+        if is_told_n.all():
+            continue
+        count, name = int((~is_told_n).sum()), part.rows.name
+        if is_needed and count == len(rows_n):
+            raise DataError(f"{name}: none of {count:,} rows has {what}: no answer can be rewarded; {fix}")
+        example = source[int(rows_n[~is_told_n][0])].id
+        left_out = "they are left out" if is_needed else "on these the judge's word alone counts"
         print(
-            f"WARNING: data.train_on_eval = True: {count} rows of {source.name} are for evaluation only and will be "
-            "trained on; results on them, or on their test split, mean nothing",
+            f"WARNING: {name}: {count:,} of {len(rows_n):,} rows ({count / len(rows_n):.1%}), such as {example}, lack {what}; "
+            f"{left_out}: {fix}",
             file=sys.stderr,
             flush=True,
         )
-    table = np.array(kept, np.int64)
-    return Usable(table[:, 0], table[:, 1].astype(np.int32), table[:, 2].astype(np.int32), tuple(dropped))
+    return found.row_n[found.is_told_n] if is_needed else found.row_n
 
 
 def _tell_mixture(parts: Sequence[mixture.Part], each: Sequence[Usable], is_training: bool) -> None:
@@ -126,26 +164,6 @@ def _tell_mixture(parts: Sequence[mixture.Part], each: Sequence[Usable], is_trai
         share = f", {float(part.weight / total):.1%} of the draws" if is_training else ""
         left_out = f", {len(found.dropped):,} left out" if found.dropped else ""
         print(f"mixture: {part.rows.name} {len(found.row_n):,} rows{left_out}{share}", file=sys.stderr, flush=True)
-
-
-def _map(function: Callable[[int], Any], count: int, threads: int) -> Iterator[Any]:
-    """function(0), function(1), ... in order, a bounded number of them ahead."""
-    step = 32 * threads
-    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        for start in range(0, count, step):
-            yield from pool.map(function, range(start, min(count, start + step)))
-
-
-def _with_progress(results: Iterator[Any], count: int, name: str) -> Iterator[tuple[int, Any]]:
-    """Number the results, with a line on stderr every few seconds."""
-    begin = said = time.monotonic()
-    for index, result in enumerate(results):
-        yield index, result
-        now = time.monotonic()
-        if now - said > 5:
-            left = (now - begin) / (index + 1) * (count - index - 1)
-            print(f"{name}: measured {index + 1} of {count} rows, {left:.0f} s left", file=sys.stderr, flush=True)
-            said = now
 
 
 class Order(NamedTuple):
@@ -213,7 +231,7 @@ def draws(order: Order, cursor: int, n: int, process: int = 0, processes: int = 
 
 def read(source: Source, rows: Sequence[int], function: Callable[[Record], Any], threads: int = 4) -> list[Any]:
     """function(record) of each row, in order, on several threads: decoding an image lets the others run."""
-    return list(_map(lambda i: function(source[int(rows[i])]), len(rows), threads))
+    return list(reading.ahead(lambda i: function(source[int(rows[i])]), range(len(rows)), threads))
 
 
 class Asked(NamedTuple):

@@ -2,21 +2,17 @@
 
 import base64
 import collections
-import concurrent.futures
 import io
-import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from safer_jax import images, overlap, page
-from safer_jax.datasets import DataError, RowError, Source
+from safer_jax import images, measured, overlap, page
+from safer_jax.datasets import DataError, RowError, Source, reading
 from safer_jax.page import Html, element, number
 from safer_jax.shapes import SAFE, TAGS, Record
 
-AHEAD = 8  # rows read at once by each thread
 BARS = 20  # categories that the page names one by one
 REASONS = 40  # rows left out that the page names
 SIDE = 220  # pixels a side of a picture on the page
@@ -138,19 +134,9 @@ def look(
         except (RowError, images.ImageError) as error:
             return str(error)
 
-    begin = said = time.monotonic()
-    step = AHEAD * threads
-    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        for start in range(0, len(source), step):
-            for seen in pool.map(see, range(start, min(start + step, len(source)))):
-                summary.add(seen)
-            if (now := time.monotonic()) - said > 5:
-                done = min(start + step, len(source))
-                left = (now - begin) / done * (len(source) - done)
-                print(
-                    f"{source.name}: {done:,} of {len(source):,} rows, {left:.0f} s left", file=sys.stderr, flush=True
-                )
-                said = now
+    progress = reading.Progress(source.name, len(source))
+    for seen in progress.of(reading.ahead(see, range(len(source)), threads)):
+        summary.add(seen)
     if not summary.read:
         raise DataError(f"{source.name}: none of {len(source)} rows can be read; the last: {summary.bad[-1]}")
     return summary
@@ -165,12 +151,7 @@ def _see(record: Record, limits: images.Limits, fit: Fit | None, is_shown: bool)
             tokens, patches = fit.size(record)
         except ValueError as error:  # PromptError names the row
             return str(error)
-        if tokens > max(fit.tokens):
-            reason = f"{record.id}: the prompt needs {tokens} tokens, prompt.buckets end at {max(fit.tokens)}; add one"
-        elif patches > max(fit.patches):
-            reason = (
-                f"{record.id}: the images need {patches} patch slots, prompt.patch_buckets end at {max(fit.patches)}"
-            )
+        reason = measured.over(record, tokens, patches, max(fit.tokens), max(fit.patches))
         needs = {"prompt tokens": tokens, "patch slots": patches}
     bare = record._replace(images=())
     # Decoding finds a file that is cut short, so every row's images are decoded, small; the shown ones are kept.

@@ -6,7 +6,6 @@ have one hash. Copies that were encoded anew, resized or made brighter are found
 another one. A set is read once, row by row; a picture takes 1.8 KB of memory, 2.9 KB while sets are compared.
 """
 
-import concurrent.futures
 import hashlib
 import os
 import sys
@@ -21,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from safer_jax import images
-from safer_jax.datasets import RowError, Source
+from safer_jax.datasets import RowError, Source, reading
 from safer_jax.shapes import Record
 
 NEAR = 10  # of 128 bits; copies differ in 0 to 8, different photographs in 19 and more (tests/test_overlap.py)
@@ -30,7 +29,6 @@ SIDE = 32  # pixels a side that are compared
 FLAT = 2.0  # grey levels, standard deviation; below it there is nothing to see
 LIMITS = images.Limits(1, 50_000_000, 20_000_000, 50_000_000)
 BLOCK = 1024  # pictures compared at once with all others
-AHEAD = 4  # rows read at once by each thread
 EXAMPLES = 3
 
 
@@ -155,10 +153,8 @@ def prints(source: Source, root: str | Path | None = None, looks: bool = True, t
         except RowError:
             return  # whoever measures the set names it
 
-    step = AHEAD * threads
-    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        for start in range(0, len(source), step):
-            list(pool.map(add, range(start, min(start + step, len(source)))))
+    for _ in reading.ahead(add, range(len(source)), threads):
+        pass
     made.save()
     return made
 

@@ -4,6 +4,8 @@ The tokenizer's own chat template is rendered once for each number of images, wi
 put in after the special tokens have been found, so no text of a data set can write a special token.
 """
 
+import functools
+import hashlib
 import itertools
 import pathlib
 import re
@@ -11,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import PIL
 import tokenizers
 from transformers import AutoTokenizer
 
@@ -187,6 +190,13 @@ class Processor:
         banned_V[list(self._added.values())] = True
         banned_V[list(self.end_ids)] = False
         return banned_V
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 of all that a row's encoding depends on beside the row."""
+        texts = (self.system, self.guide, self.letter_guide, self.tokenizer.chat_template, self._backend.to_str())
+        content = (texts, self.force_think, self.limits, self.geometry, PIL.__version__)
+        return hashlib.sha256(repr(content).encode()).hexdigest()
 
     def _named(self, record: shapes.Record):
         return [(data, f"row {record.id!r}, image {i + 1}") for i, data in enumerate(record.images)]

@@ -20,6 +20,7 @@ STEPS = {
     "combine_tag": "combined_safe",
 }  # in the order of the steps
 TAG_SHARES = {"image_tag": 0.25, "text_tag": 0.25, "combine_tag": 0.5}  # of the tag term
+ASKED = {"safegrpo_plus": "a tag or `expected`"}  # what a scheme's rules ask of a record; of the others all three tags
 OF_TAGS = ("image_right", "text_right", "combine_right", "tag", "behaviour")  # NaN where the record does not say
 
 
@@ -130,6 +131,12 @@ def expected(record: Record) -> str:
     if record.expected != "any":
         return record.expected
     return {UNSAFE: REFUSE, SAFE: COMPLY}.get(record.combine_tag, "")
+
+
+def tells(record: Record, scheme: str) -> bool:
+    """True where the record says what the scheme's rules ask for (`ASKED`); a judge's word needs nothing of it."""
+    missing = _missing_tags(record)
+    return bool(expected(record)) or len(missing) < len(STEPS) if scheme == "safegrpo_plus" else not missing
 
 
 def is_in_steps(response: str, record: Record) -> bool:

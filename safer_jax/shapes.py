@@ -36,7 +36,7 @@ class Record(NamedTuple):
     combine_tag: str = UNKNOWN
     expected: str = "any"
     category: str = ""
-    reference: str = ""  # a reference response, empty where the set has none
+    reference: str = ""  # a reference response, empty where the set has none; never a remark about the row
     flawed: str = ""  # a response that should be rejected, and
     reflection: str = ""  # what leads from it to the reference; both empty where the set has none
     licence: str = ""

@@ -7,6 +7,8 @@ Pictures take every form of `safetag_files.FORMS` in turn.
 """
 
 import itertools
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,16 @@ SIUO = {"question_id": int, "image": IMAGE, "question": str, "category": str}
 SIUO_GEN = SIUO | {"safety_warning": str, "reference_answer": str}
 OPTIONS = pa.struct([(letter, pa.string()) for letter in "ABCD"])
 SIUO_MCQA = SIUO | {"options": OPTIONS, "correct_option": str}
+HOLISAFE = {
+    "id": int,
+    "image": IMAGE,
+    "query": str,
+    "category": str,
+    "subcategory": str,
+    "type": str,
+    "image_safe": pa.bool_(),
+    "image_safety_label": int,
+}
 META = pa.struct([("source", pa.string()), ("split", pa.string()), ("image_path", pa.string())])
 MMSTAR = {
     "index": int,
@@ -156,6 +168,17 @@ def siuo(folder: Path, rows: int = 4) -> Path:
     return folder
 
 
+def holisafe(folder: Path) -> Path:
+    """default/test/0000.parquet, as the hub converts what `benchmark_files.holisafe` writes: each path an image."""
+    made = benchmark_files.holisafe(folder / "authors")
+    rows = json.loads((made / "holisafe_bench.json").read_text())
+    for row in rows:
+        row["image"] = embedded((made / "images" / row["image"]).read_bytes(), Path(row["image"]).name)
+    shutil.rmtree(made)
+    write_rows(folder / "default" / "test" / "0000.parquet", HOLISAFE, rows)
+    return folder
+
+
 def mmstar(folder: Path, rows: int = 5) -> Path:
     """mmstar.parquet."""
     drawn = benchmark_files.pictures()
@@ -181,6 +204,7 @@ WRITERS: dict[str, Callable[..., Path]] = {
     "mm_safetybench": mm_safetybench,
     "siuo": siuo,
     "siuo_mcqa": siuo,
+    "holisafe": holisafe,
     "mmstar": mmstar,
 }
 

@@ -9,6 +9,8 @@ import re
 import subprocess
 import sys
 
+import benchmark_files
+import hub_files
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -17,7 +19,8 @@ import tiny_runs
 from absl import flags
 from ml_collections import config_flags
 
-from safer_jax import build, convert, runtime, shards, train
+from safer_jax import build, convert, inspection, runtime, shards, train
+from safer_jax.datasets import prepared
 
 ROOT = pathlib.Path(__file__).parents[1]
 ELSEWHERE = {
@@ -132,6 +135,61 @@ def test_bad_rows_within_the_budget_are_left_out_by_name(tmp_path, capsys, one_d
     assert train_feed.usable.rows == [0, 1, 3] and test_feed.usable.rows == [0, 1, 2, 3]
     assert orders["grpo"].size == 3 and "left out, " in capsys.readouterr().err
     assert len(train_feed.usable.dropped) == 1 and "train/000002" in train_feed.usable.dropped[0]
+
+
+@pytest.mark.parametrize(
+    ("scheme", "words"),
+    [
+        (
+            "safegrpo",
+            "all three tags, which reward.scheme = 'safegrpo' needs: .*tools/tag.py, or take scheme 'safegrpo_plus'",
+        ),
+        (
+            "safegrpo_plus",
+            "a tag or `expected`, which reward.scheme = 'safegrpo_plus' needs: .*, or take a scheme with a judge",
+        ),
+    ],
+)
+def test_a_set_that_says_nothing_cannot_be_rewarded_by_rules(scheme, words, tmp_path, capsys, one_device):
+    folder = hub_files.write("spa_vl", tmp_path / "set")
+    made = settings(folder, data__name="spa_vl", data__eval_split="validation", reward__scheme=scheme)
+    told = refusal(capsys, made, tmp_path / "run")
+    assert re.search(f"DataError: spa_vl/train: none of 6 rows has {words}", told), told
+
+
+def test_rows_without_tags_are_left_out_by_name_where_rules_reward(tmp_path, capsys, one_device):
+    """VLGuard does not tag the text of an unsafe image: SafeGRPO's rules cannot use those rows, safegrpo_plus can."""
+    folder, rows = benchmark_files.write("vlguard", tmp_path / "set"), {}
+    for scheme in ("safegrpo", "safegrpo_plus"):
+        made = settings(folder, data__name="vlguard", reward__scheme=scheme)
+        shape = build.prepare_assets(made, tmp_path / scheme)
+        train_feed, test_feed, orders, _ = build._feeds(made, build.make_processor(made, tmp_path / scheme, shape))
+        rows[scheme] = sorted(orders["grpo"].dataset[draw] for draw in range(orders["grpo"].size))
+        assert build._rewarded(made, test_feed).tolist() == rows[scheme] and len(train_feed.usable.rows) == 9
+        warned = "WARNING: vlguard/train: 3 of 9 rows (33.3%), such as vlguard/train/000002, lack all three tags, which"
+        assert (warned in capsys.readouterr().err) == (scheme == "safegrpo")
+    assert rows == {"safegrpo": [0, 1, 3, 4, 6, 7], "safegrpo_plus": list(range(9))}
+
+
+def test_a_row_of_forty_images_is_left_out_by_name_or_read_whole(tmp_path, capsys, one_device):
+    """Nothing limits their number but the slots: in training, inspection and preparation forty images are one row."""
+    many = row(2, images=[{"bytes": safetag_files.picture("jpeg", n), "path": None} for n in range(40)])
+    folder = set_with(tmp_path / "set", many)
+    told = refusal(capsys, settings(folder, data__bad_rows=0), tmp_path / "run")
+    assert re.search(
+        r"train/000002: its 40 images need \d{3,} patch slots, prompt.patch_buckets end at 256; raise it", told
+    ), told
+    made = settings(folder, prompt__patch_buckets=(256, 4096))
+    shape = build.prepare_assets(made, tmp_path / "assets")
+    processor = build.make_processor(made, tmp_path / "assets", shape)
+    feed = build._feeds(made, processor)[0]
+    assert len(feed.usable.rows) == 4 and feed.ask([2], [0]).prompts.segment_PX.max() == 40
+    source = feed.source
+    fit = inspection.Fit(processor.size, made.prompt.buckets, (256,), "")
+    assert len(inspection.look(source, processor.limits).bad) == 0
+    assert inspection.look(source, processor.limits, fit).bad[0].startswith("safetag/train/000002: its 40 images need")
+    prepared.prepare(source, {"name": "safetag", "split": "train"}, tmp_path / "prepared")
+    assert prepared.Source(tmp_path / "prepared", "train")[2] == source[2] and len(source[2].images) == 40
 
 
 def test_wrong_columns_and_an_empty_set(tmp_path, capsys, one_device):

@@ -8,7 +8,7 @@ import pytest
 
 from safer_jax import responses, verdicts
 from safer_jax.benchmarks import BenchmarkError, intervals, letters, measures, metrics, outcomes, published
-from safer_jax.datasets import adapters, mmstar, siuo_json
+from safer_jax.datasets import adapters, siuo_json
 from safer_jax.shapes import SAFE, UNKNOWN, UNSAFE, Record
 
 RUBRIC = verdicts.RUBRICS["evaluation"]
@@ -102,7 +102,7 @@ def test_the_letter_of_an_answer(answer):
 
 
 def test_options_of_prompts():
-    prompt = f"What is it?\nOptions: A: a red cup, B: a blue cup, C: a dog, D: none of these\n{mmstar.REQUEST}"
+    prompt = "What is it?\nOptions: A: a red cup, B: a blue cup, C: a dog, D: none of these\n"
     assert letters.options(prompt) == OPTIONS
     assert letters.options(siuo_json.with_options("What is it? (A or B)", OPTIONS)) == OPTIONS
     assert letters.options("Which? A. 1.5 m\nB. 2 m, at most\nC. 3 m") == {

@@ -6,27 +6,11 @@ import threading
 import numpy as np
 import pytest
 import safetag_files
+from fake_rows import Rows
 
 from safer_jax import config, data, images, prompts
-from safer_jax.datasets import DataError, RowError
+from safer_jax.datasets import DataError, RowError, mixture
 from safer_jax.shapes import Record
-
-
-class Rows:
-    """A source made of given records; an exception among them is raised when it is read."""
-
-    name = "rows"
-
-    def __init__(self, records):
-        self.records = records
-
-    def __len__(self):
-        return len(self.records)
-
-    def __getitem__(self, index):
-        if isinstance(self.records[index], Exception):
-            raise self.records[index]
-        return self.records[index]
 
 
 def record(number: int, **fields) -> Record:
@@ -74,15 +58,17 @@ def test_usable_measures_rows_and_leaves_out_bad_ones_by_name(capsys):
     assert not found.patches_n.any()
     assert len(found.dropped) == 11
     errors = capsys.readouterr().err
-    assert "rows: left out, file, row 3, column prompt: nothing" in errors
-    assert "row250: the images need 12 patch slots, prompt.patch_buckets end at 8; raise it" in errors
+    assert "rows/train: left out, file, row 3, column prompt: nothing" in errors
+    assert "row250: its 3 images need 12 patch slots, prompt.patch_buckets end at 8; raise it" in errors
     assert "row291: the prompt needs 291 tokens, prompt.buckets end at 290" in errors
 
 
 def test_usable_stops_beyond_the_budget():
-    with pytest.raises(DataError, match="rows: 3 bad rows in the first 8, data.bad_rows allows 2.*The last: row7"):
+    with pytest.raises(
+        DataError, match="rows/train: 3 bad rows in the first 8, data.bad_rows allows 2.*The last: row7"
+    ):
         data.usable(Rows([record(number) for number in range(20)]), size, max_tokens=4, max_patches=8, budget=2)
-    with pytest.raises(DataError, match="rows: no usable row of 2"):
+    with pytest.raises(DataError, match="rows/train: no usable row of 2"):
         data.usable(Rows([record(9), record(9)]), size, max_tokens=4, max_patches=8, budget=2)
 
 
@@ -204,3 +190,22 @@ def test_prefetch_raises_in_the_caller_and_goes_on():
             batches.get(2)
         batches.ahead(5)
         assert batches.get(5) == 5
+
+
+def test_rows_that_say_nothing_are_counted_by_set_or_the_set_is_refused(capsys):
+    def of(*sets):
+        rows = [[record(n + 1, combine_tag=tag) for n, tag in enumerate(tags)] for tags in sets]
+        whole = mixture.Source([(Rows(held), 1) for held in rows])
+        tells = lambda row: row.combine_tag == "safe"
+        return whole, data.usable(whole, size, 99, 99, budget=0, tells=tells)
+
+    source, found = of(["safe"] * 3, ["safe", "unknown", "unknown", "safe"])
+    assert data.told(source, found, "a tag", "tag it", is_needed=True).tolist() == [0, 1, 2, 3, 6]
+    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("WARNING")]
+    assert warnings == ["WARNING: rows/train: 2 of 4 rows (50.0%), such as row2, lack a tag; they are left out: tag it"]
+    assert data.told(source, found, "a tag", "tag it", is_needed=False).tolist() == list(range(7))
+    assert "such as row2, lack a tag; on these the judge's word alone counts: tag it" in capsys.readouterr().err
+    source, found = of(["safe"] * 3, ["unknown"] * 2)
+    with pytest.raises(DataError, match="rows/train: none of 2 rows has a tag: no answer can be rewarded; tag it"):
+        data.told(source, found, "a tag", "tag it", is_needed=True)
+    assert len(data.told(source, found, "a tag", "tag it", is_needed=False)) == 5

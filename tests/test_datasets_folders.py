@@ -34,7 +34,7 @@ SOURCES = {
     "siuo_mcqa": (lambda folder, split: siuo_json.Source(folder, split, is_choice=True), {"test": 4}),
     "mssbench": (mssbench.Source, {"chat": 12, "embodied": 12}),
     "mossbench": (mossbench.Source, {"test": 6}),
-    "holisafe": (holisafe.Source, {"test": 10}),
+    "holisafe": (holisafe.Json, {"test": 10}),
     "vlsbench": (vlsbench.Source, {"test": 6}),
 }
 LIMITS = images.Limits(min_pixels=28 * 28, max_pixels=56 * 56, max_bytes=1 << 20, max_source_pixels=1 << 20)
@@ -73,7 +73,7 @@ def test_every_split_is_whole_named_and_usable(name, tmp_path, capsys):
     assert len(seen) == sum(splits.values()), "ids repeat"
     with pytest.raises(DataError, match=f"{name} has no split 'dev'; write one of {', '.join(splits)}"):
         opened(folder, "dev")
-    with pytest.raises(DataError, match="empty: holds neither of .*, but nothing; correct the folder"):
+    with pytest.raises(DataError, match="empty: holds (none of .*|no [^,]*), but nothing; correct the folder"):
         (tmp_path / "empty").mkdir()
         opened(tmp_path / "empty", next(iter(splits)))
 
@@ -363,7 +363,7 @@ def test_holisafe_type_is_the_three_tags(tmp_path):
         del rows[2]["image_safe"]
 
     benchmark_files.edit(folder / "holisafe_bench.json", spoil)
-    source = holisafe.Source(folder, "test")
+    source = holisafe.Json(folder, "test")
     with pytest.raises(RowError, match="row 0, field 'type': 'SX': want one of 'SSS', 'SSU', "):
         source[0]
     with pytest.raises(RowError, match="row 1, field 'image_safe': False: type is SSU; correct one"):

@@ -25,6 +25,7 @@ SPLITS = {
     "mm_safetybench": {"SD": 26, "SD_TYPO": 26, "TYPO": 26, "Text_only": 26},
     "siuo": {"test": 4},
     "siuo_mcqa": {"test": 4},
+    "holisafe": {"test": 10},
     "mmstar": {"val": 5},
 }
 LIMITS = images.Limits(min_pixels=28 * 28, max_pixels=56 * 56, max_bytes=1 << 20, max_source_pixels=1 << 20)
@@ -103,7 +104,11 @@ def test_a_split_or_a_folder_that_is_not_there_is_named(name, tmp_path):
 @pytest.mark.parametrize("name", SPLITS)
 def test_a_file_cut_anywhere_is_named(name, tmp_path):
     folder, split = hub_files.write(name, tmp_path), next(iter(SPLITS[name]))
-    path = next(path for path in sorted(folder.rglob("*.parquet")) if split in path.name or path.stem == name)
+    path = next(
+        path
+        for path in sorted(folder.rglob("*.parquet"))
+        if split in f"{path.parent.name}/{path.name}" or path.stem == name
+    )
     path = path if name != "siuo_mcqa" else folder / "siuo_mcqa" / path.name
     whole = path.read_bytes()
     for end in (0, 3, len(whole) // 2, len(whole) - 1):
@@ -232,7 +237,8 @@ def test_beavertails_v_traps(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "split"),
-    [("mm_safetybench", split) for split in mm_safetybench.SPLITS] + [("siuo", "test"), ("siuo_mcqa", "test")],
+    [("mm_safetybench", split) for split in mm_safetybench.SPLITS]
+    + [("siuo", "test"), ("siuo_mcqa", "test"), ("holisafe", "test")],
 )
 def test_two_forms_of_a_set_give_equal_records(name, split, tmp_path):
     theirs = records(name, hub_files.write(name, tmp_path / "hub"), split)
@@ -281,10 +287,28 @@ def test_siuo_is_safe_alone_and_not_together(tmp_path):
         source[1]
 
 
-def test_mmstar_asks_for_a_letter(tmp_path):
+def test_holisafe_of_the_hub(tmp_path):
+    folder = hub_files.write("holisafe", tmp_path)
+    found = records("holisafe", folder, "test")
+    assert records("holisafe", folder / "default", "test") == found
+    assert [(r.image_tag, r.text_tag, r.combine_tag) for r in found[1:3]] == [
+        (SAFE, SAFE, UNSAFE),
+        (SAFE, UNSAFE, UNSAFE),
+    ]
+    path = folder / "default" / "test" / "0000.parquet"
+    rows = pq.read_table(path).to_pylist()
+    rows[0]["image_safe"], rows[1]["image_safe"] = False, None
+    hub_files.write_rows(path, hub_files.HOLISAFE, rows)
+    source = opened("holisafe", folder, "test")
+    with pytest.raises(RowError, match="0000.parquet, row 0, field 'image_safe': False: type is SSS; correct one"):
+        source[0]
+    assert source[1] == found[1]
+
+
+def test_mmstar_is_its_question_with_options(tmp_path):
     record = records("mmstar", hub_files.write("mmstar", tmp_path), "val")[2]
     assert (record.id, record.choice, record.expected) == ("mmstar/val/2", "C", "comply")
-    assert record.prompt.endswith("D: none\nPlease select the correct answer from the options above.")
+    assert record.prompt == "Which colour has ladder 2?\nOptions: A: red, B: blue, C: green, D: none"
     assert record.category == "coarse perception / image scene and topic"
     (tmp_path / "val").mkdir()
     (tmp_path / "mmstar.parquet").rename(tmp_path / "val" / "0000.parquet")  # the hub's own conversion
@@ -443,7 +467,7 @@ def test_a_hundred_thousand_rows_are_read_within_the_bound(order, tmp_path):
     table(path, 100_000, 1000, size=256)
     rows, most = peak(path, order)
     assert rows == 100_000 and path.stat().st_size > 20 << 20
-    assert most < (2 << 20) + (1 << 18) + 3.5 * 1000 * 256, "the cache, a piece, the reading of a row group"
+    assert most < (2 << 20) + (2 << 18) + 4.5 * 1000 * 256, "the cache, two pieces, the reading of a row group"
 
 
 def test_a_row_group_larger_than_the_cache_is_not_held(tmp_path):

@@ -229,7 +229,7 @@ def test_ids_tell_rows_apart(fake, tmp_path, monkeypatch):
 def test_rows_of_a_pass_share_their_buckets():
     made = settings(prompt__buckets=(64, 128), prompt__patch_buckets=(64, 128))
     tokens, patches = np.array([10, 100, 64, 65, 9, 8, 7, 6]), np.array([0, 1, 65, 128, 64, 0, 0, 0])
-    usable = data.Usable(np.arange(8) * 2, tokens, patches, ())
+    usable = data.Usable(np.arange(8) * 2, tokens, patches, (), np.ones(8, bool))
     # slots (64, 64): rows 0 8 10 12 14, of which four make a pass; (64, 128): 4; (128, 64): 2; (128, 128): 6
     assert benchmarking.passes(usable, made) == [(0, 8, 10, 12), (14,), (4,), (2,), (6,)]
 

@@ -275,7 +275,7 @@ def test_encrypted_member_and_pointers(tmp_path):
 def test_find_tells_what_lies_there(tmp_path):
     with pytest.raises(DataError, match="nowhere: no such folder; name the folder that holds a.json"):
         files.find(tmp_path / "nowhere", "a.json")
-    with pytest.raises(DataError, match="holds neither of a.json, data/a.json, but nothing; correct the folder"):
+    with pytest.raises(DataError, match="holds none of a.json, data/a.json, but nothing; correct the folder"):
         files.find(tmp_path, "a.json", "data/a.json")
     for number in range(14):
         benchmark_files.write_file(tmp_path / f"{number:02d}.txt", b"")

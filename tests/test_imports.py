@@ -13,14 +13,14 @@ PACKAGE = ROOT / "safer_jax"
 # fmt: off
 ORDER = [
     "shapes", "responses", "datasets", "fields", "conflicts", "config", "images", "prompts", "verdicts", "judge",
-    "structured", "rewards", "mesh", "model", "shards", "checkpoint", "convert", "data", "overlap", "sampler",
+    "structured", "rewards", "mesh", "model", "shards", "checkpoint", "convert", "measured", "data", "overlap", "sampler",
     "attempts", "batches", "judging", "grpo", "lora", "state", "update", "metrics", "runtime", "page", "inspection",
     "runlog", "guard", "report", "scoring", "benchmarks", "curate", "tagging", "programs", "build", "policy", "train",
     "benchmarking", "evaluate", "plan",
 ]
 NO_JAX = [
     "shapes", "responses", "datasets", "fields", "conflicts", "config", "images", "prompts", "verdicts", "judge",
-    "structured", "rewards", "shards", "overlap", "metrics", "page", "inspection", "runlog", "guard", "report",
+    "structured", "rewards", "shards", "measured", "overlap", "metrics", "page", "inspection", "runlog", "guard", "report",
     "benchmarks", "curate", "tagging",
 ]
 # fmt: on

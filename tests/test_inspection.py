@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 import safetag_files
+from fake_rows import Rows
 
 from safer_jax import images, inspection
 from safer_jax.datasets import DataError, RowError
@@ -16,23 +17,6 @@ from safer_jax.shapes import Record
 
 ROOT = pathlib.Path(__file__).parents[1]
 LIMITS = images.Limits(1, 10**7, 10**6, 10**7)
-
-
-class Rows:
-    """A source made of given records; an exception among them is raised when it is read."""
-
-    name = "rows/train"
-
-    def __init__(self, records):
-        self.records = records
-
-    def __len__(self):
-        return len(self.records)
-
-    def __getitem__(self, index):
-        if isinstance(self.records[index], Exception):
-            raise self.records[index]
-        return self.records[index]
 
 
 def record(number, **fields):
@@ -78,7 +62,9 @@ def test_rows_left_out_are_named_with_the_reason(summary):
     first, second, third, last = summary.bad
     assert first == "file, row 3: bad"
     assert second.startswith("row 'row4', image 1: JPEG file of 900 bytes does not decode")
-    assert third == "row5: the images need 12 patch slots, prompt.patch_buckets end at 8"
+    assert third == (
+        "row5: its 3 images need 12 patch slots, prompt.patch_buckets end at 8; raise it or lower prompt.max_pixels"
+    )
     assert last == "row9: the prompt needs 9 tokens, prompt.buckets end at 8; add one"
     assert summary.numbers["prompt tokens"] == [4, 1, 2, 5, 6, 7, 8, 9]  # those that fit no bucket too
 
@@ -122,7 +108,7 @@ def test_the_page_needs_nothing_and_veils_what_is_not_tagged_safe(summary):
     assert ("input", {"type": "checkbox", "id": "clear"}) in page.found
     assert not any(a.get(name, "data:").startswith("http") for _, a in page.found for name in ("src", "href"))
     assert "&lt;b&gt;&amp;" in text and "<b>&" not in text
-    assert "row5: the images need 12" in text and "1 rows are also in other" in text and "above 8" in text
+    assert "row5: its 3 images need 12" in text and "1 rows are also in other" in text and "above 8" in text
 
 
 def test_the_sheet_is_spread_over_the_set():

@@ -7,26 +7,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import safetag_files
+from fake_rows import Rows
 from PIL import Image, ImageDraw, ImageEnhance, ImageFont
 
 from safer_jax import images, overlap
 from safer_jax.datasets import RowError
 from safer_jax.shapes import Record
-
-
-class Rows:
-    """A source made of given records; an exception among them is raised when it is read."""
-
-    def __init__(self, records, name="rows"):
-        self.records, self.name = records, name
-
-    def __len__(self):
-        return len(self.records)
-
-    def __getitem__(self, index):
-        if isinstance(self.records[index], Exception):
-            raise self.records[index]
-        return self.records[index]
 
 
 def record(name, pictures=(), prompt="", **fields):

@@ -12,6 +12,7 @@ import pytest
 import safetag_files
 import tensorflow_datasets as tfds
 from etils import epath
+from fake_rows import Rows
 from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 
@@ -20,23 +21,6 @@ from safer_jax.shapes import Record
 
 ROOT = pathlib.Path(__file__).parents[1]
 TOOL = ROOT / "tools" / "prepare.py"
-
-
-class Rows:
-    """A source made of given records; an exception among them is raised when it is read."""
-
-    name = "rows/train"
-
-    def __init__(self, records):
-        self.records = records
-
-    def __len__(self):
-        return len(self.records)
-
-    def __getitem__(self, index):
-        if isinstance(self.records[index], Exception):
-            raise self.records[index]
-        return self.records[index]
 
 
 def record(number: int, **fields) -> Record:
@@ -172,59 +156,72 @@ def test_the_command_decodes_every_image(tmp_path):
     assert trusting.returncode == 0 and trusting.stdout.startswith("6 rows")
 
 
-# In one process that has imported everything and started no thread: the killed ones are its forks.
+# In one process that has imported everything and started no thread: the killed ones are its forks. A moment is a number of
+# calls into C that the main thread makes, files and processes among them, so that it does not depend on the machine's pace.
 KILLED = """
-import os, random, signal, sys, time
+import json, os, random, runpy, signal, sys
 sys.path[:0] = [{root!r}, {tests!r}]
-import test_prepared
-from safer_jax.datasets import prepared
+import pyarrow.parquet, test_prepared
+from safer_jax.datasets import prepared, safetag
 
-class Slow(test_prepared.Rows):
-    def __getitem__(self, index):
-        time.sleep(0.002)
-        return super().__getitem__(index)
-
-rows = [test_prepared.RowError(f"row {{n}}") if n % 17 == 3 else test_prepared.record(n % 250, id=str(n)) for n in range(400)]
-
-def prepare(folder):
+def command(out, moment=-1):
     if (process := os.fork()) == 0:
-        origin = {{"name": "rows", "split": "train"}}
-        prepared.prepare(Slow(rows), origin, folder, bad_rows=99, shard_rows=10, threads=2)
-        os._exit(0)
-    return process
+        made, told = 0, os.open(sys.argv[1] + "/calls", os.O_WRONLY | os.O_CREAT)
 
-prepared._serialise(rows[0])
-assert os.waitpid(prepare(sys.argv[1]), 0)[1] == 0
-chance, kills = random.Random(0), 0
-while True:
-    process, patience = prepare(sys.argv[2]), chance.uniform(0.01, 0.3)
-    begin = time.monotonic()
-    while not (ended := os.waitpid(process, os.WNOHANG))[0] and time.monotonic() - begin < patience:
-        time.sleep(0.001)
-    if ended[0]:
-        assert ended[1] == 0
-        break
-    os.kill(process, signal.SIGKILL)
-    os.waitpid(process, 0)
-    kills += 1
-print(kills)
+        def count(frame, event, called):
+            nonlocal made
+            made += event == "c_call"
+            if made == moment:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.argv[1:] = [*sys.argv[2:], "--out=" + out]
+        sys.setprofile(count)
+        try:
+            runpy.run_path({tool!r}, run_name="__main__")
+        except SystemExit as ended:
+            sys.setprofile(None)
+            os.write(told, str(made).encode())
+            os._exit(ended.code)
+    return os.waitpid(process, 0)[1]
+
+prepared._serialise(test_prepared.record(0))
+folder, kills = sys.argv[1], []
+assert command(folder + "/whole") == 0
+calls = int(open(folder + "/calls").read())
+for number in range(8):
+    chance, out = random.Random(number), f"{{folder}}/torn{{number}}"
+    moment = calls - chance.randrange(1, calls // 8) if number % 2 else chance.randrange(1, calls)  # odd: near the end
+    while (status := command(out, moment)) != 0:
+        assert os.WTERMSIG(status) == signal.SIGKILL, status
+        kills.append(moment)
+        moment = chance.randrange(1, calls)
+        if os.path.exists(journal := out + "/prepared-train.jsonl") and chance.random() < 0.5:
+            with open(journal, "ab") as file:
+                file.write(b'{{"number": 1, "rows": 5, "by')  # as a machine that loses its power may leave it
+print(json.dumps([calls, kills]))
 """
 
 
-def test_killed_at_random_moments_it_ends_with_the_same_files(tmp_path):
-    program = KILLED.format(root=str(ROOT), tests=str(ROOT / "tests"))
-    whole, torn = tmp_path / "whole", tmp_path / "torn"
-    command = [sys.executable, "-W", "ignore", "-c", program, str(whole), str(torn)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+def test_the_command_killed_at_random_moments_ends_with_the_same_files(tmp_path):
+    rows = safetag_files.rows(60)
+    for number in (3, 4, 41):
+        rows[number]["images"] = [{"bytes": b"no picture", "path": None}]
+    safetag_files.write(tmp_path / "set" / "train.parquet", rows)
+    program = KILLED.format(root=str(ROOT), tests=str(ROOT / "tests"), tool=str(TOOL))
+    words = ["--name=safetag", "--split=train", f"--path={tmp_path / 'set'}", "--bad-rows=3", "--shard-rows=5"]
+    command = [sys.executable, "-W", "ignore", "-c", program, str(tmp_path), *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert int(done.stdout) >= 3
-    assert {name for name in hashes(torn) if "partial" not in name} == set(hashes(whole))
-    differ = {name for name in hashes(whole) if hashes(whole)[name] != hashes(torn)[name]}
-    assert differ == set(), "not the files of a preparation that was let be"
+    calls, kills = json.loads(done.stdout.splitlines()[-1])
+    assert len(kills) >= 8 and max(kills) > 7 / 8 * calls, "in its last stretch too"
+    whole = hashes(tmp_path / "whole")
+    for number in range(8):
+        torn = tmp_path / f"torn{number}"
+        assert hashes(torn) == whole, "the files of a preparation that was let be, and none beside them"
     numbers = [json.loads(line)["number"] for line in (torn / "prepared-train.jsonl").read_text().splitlines()[1:]]
-    assert numbers == list(range(40))
+    assert numbers == list(range(12))
     source = prepared.Source(torn, "train")
-    assert [source[index].id for index in range(len(source))] == [str(n) for n in range(400) if n % 17 != 3]
+    assert [int(source[index].id[-6:]) for index in range(len(source))] == [n for n in range(60) if n not in (3, 4, 41)]
 
 
 class Bucket(MemoryFileSystem):
@@ -279,8 +276,8 @@ def test_memory_is_bounded(tmp_path):
     """100,000 small rows; the peak is that of the imports, 64 rows in flight and array_record's buffers."""
     program = (
         f"import sys, resource\nsys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"
-        "import test_prepared\nfrom safer_jax.datasets import prepared\n"
-        "class Many(test_prepared.Rows):\n"
+        "import fake_rows, test_prepared\nfrom safer_jax.datasets import prepared\n"
+        "class Many(fake_rows.Rows):\n"
         "    def __getitem__(self, i): return test_prepared.record(i % 250, id=str(i), images=(bytes([i % 256]) * 20000,))\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         f"prepared.prepare(Many(range(100_000)), {{'name': 'many', 'split': 'train'}}, {str(tmp_path)!r})\n"

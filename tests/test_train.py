@@ -305,7 +305,9 @@ def feed(patch, whole):
     processor = build.make_processor(made, whole / "assets", convert.read_config(whole / "assets"))
     source = data.load(made.data, "train")
     rows = range(32)
-    usable = data.Usable(np.array(rows), *np.array([processor.size(source[i]) for i in rows]).T, ())
+    usable = data.Usable(
+        np.array(rows), *np.array([processor.size(source[i]) for i in rows]).T, (), np.ones(len(rows), bool)
+    )
     return data.Feed(source, usable, processor, made.prompt), data.order(rows, 0), mesh.make(1, 1, 1)
 
 

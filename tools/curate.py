@@ -12,6 +12,7 @@ from safer_jax import config as config_lib
 from safer_jax import curate
 from safer_jax.curate import agreement, box, dataset, scores
 from safer_jax.datasets import DataError
+from safer_jax.datasets.arguments import at_least
 
 BAD_INPUT = 2  # as runtime.ExitCode has it; select and agree start without JAX
 
@@ -81,15 +82,6 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def at_least(low: int):
-    def whole(text: str) -> int:
-        if not text.isdecimal() or int(text) < low:
-            raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least {low}")
-        return int(text)
-
-    return whole
-
-
 def positive(text: str) -> float:
     try:
         value = float(text)
@@ -144,7 +136,7 @@ def from_policy(args: argparse.Namespace, config: config_lib.Config):
     """(rows by shard, what answers them, prompts a pass): K answers of a policy to each row that it can read."""
     import jax
 
-    from safer_jax import attempts, data, mesh, policy, programs, scoring
+    from safer_jax import attempts, data, measured, mesh, policy, programs, scoring
     from safer_jax.shapes import ANSWER
 
     if jax.process_count() > 1:
@@ -159,8 +151,9 @@ def from_policy(args: argparse.Namespace, config: config_lib.Config):
     scores.claim(args.out, settings)
     first = dataset.Subset(source, range(min(len(source), args.rows or len(source))))
     most = max(config.prompt.buckets), max(config.prompt.patch_buckets)
-    measure = lambda record: (processor.encode(record), processor.size(record))[1]  # finds truncated images too
-    usable = data.usable(first, measure, *most, config.data.bad_rows, is_training=True)
+    sizes = measured.Sizes(processor, config.data.root, source.name)  # encodes, which finds truncated images too
+    usable = data.usable(first, sizes, *most, config.data.bad_rows, is_training=True)
+    sizes.save()
     feed = data.Feed(source, usable, processor, config.prompt)
     needs = dict(zip(usable.rows, zip(usable.patches_n, usable.tokens_n)))
     rows = {shard: sorted(own, key=needs.get) for shard, own in scores.shards(usable.rows, *args.part).items()}

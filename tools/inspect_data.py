@@ -10,7 +10,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from safer_jax import config as config_lib
 from safer_jax import images, inspection, overlap, prompts
-from safer_jax.datasets import DataError, adapters, mixture
+from safer_jax.datasets import DataError, adapters, arguments, mixture
 
 BAD_INPUT, STOPPED = 2, 75  # as runtime.ExitCode has them; without --config this tool starts without JAX
 
@@ -31,28 +31,19 @@ def parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
+        parents=[arguments.parser()],
     )
-    made.add_argument("--name", required=True, choices=list(adapters.ADAPTERS), metavar="NAME", help=", ".join(adapters.ADAPTERS))  # fmt: skip
-    made.add_argument("--path", default="", help="the data set's folder; demo: empty = the cache folder")
-    made.add_argument("--split", required=True, help="name of the split")
     made.add_argument("--config", default="", help="a config file; its settings follow as --config.SECTION.FIELD=VALUE")
     made.add_argument("--against", action="append", default=[], metavar="'NAME SPLIT FOLDER'", help="another set, to find what both hold; may be given again")  # fmt: skip
     made.add_argument("--out", type=pathlib.Path, help="write a page to this file")
     made.add_argument("--json", type=pathlib.Path, help="write the figures to this file")
-    made.add_argument("--shots", type=whole, default=60, help="rows on the page's contact sheet (default: %(default)s)")
     made.add_argument(
-        "--max-image-bytes", type=whole, default=20_000_000, help="without --config (default: %(default)s)"
+        "--shots",
+        type=arguments.at_least(0),
+        default=60,
+        help="rows on the page's contact sheet (default: %(default)s)",
     )
-    made.add_argument("--max-source-pixels", type=whole, default=50_000_000, help="without --config (default: %(default)s)")  # fmt: skip
-    made.add_argument("--root", default="~/.cache/safer_jax", help="as data.root (default: %(default)s)")
-    made.add_argument("--threads", type=whole, default=4, help="(default: %(default)s)")
     return made
-
-
-def whole(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number")
-    return int(text)
 
 
 def fit_of(path: str, overrides: list[str]) -> tuple[inspection.Fit, images.Limits]:
@@ -70,7 +61,7 @@ def fit_of(path: str, overrides: list[str]) -> tuple[inspection.Fit, images.Limi
 
 def inspect(args: argparse.Namespace, overrides: list[str]) -> None:
     others = [mixture.parse(line, is_weighed=False) for line in args.against]
-    source = adapters.load(args.name, args.path, args.split, args.root)
+    source = arguments.load(args)
     opened = {str(entry): adapters.load(entry.name, entry.path, entry.split, args.root) for entry in others}
     fit, limits = None, images.Limits(1, args.max_source_pixels, args.max_image_bytes, args.max_source_pixels)
     if args.config:
@@ -98,8 +89,6 @@ def main() -> int:
         made.error(
             f"unrecognised: {' '.join(wrong)}; settings are written as --config.SECTION.FIELD=VALUE, after --config"
         )
-    if not args.threads:
-        made.error("--threads must be at least 1")
     try:
         inspect(args, rest)
     except (DataError, config_lib.ConfigError, prompts.PromptError, OSError) as error:

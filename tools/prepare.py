@@ -8,7 +8,7 @@ import sys
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from safer_jax import images
-from safer_jax.datasets import DataError, RowError, adapters, prepared
+from safer_jax.datasets import DataError, RowError, arguments, prepared
 
 BAD_INPUT, STOPPED = 2, 75  # as runtime.ExitCode has them; this tool starts without JAX
 
@@ -29,40 +29,29 @@ def parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
+        parents=[arguments.parser()],
     )
-    made.add_argument(
-        "--name", required=True, choices=list(adapters.ADAPTERS), metavar="NAME", help=", ".join(adapters.ADAPTERS)
-    )
-    made.add_argument("--path", default="", help="the data set's folder; demo: empty = the cache folder")
-    made.add_argument("--split", required=True, help="name of the split")
     made.add_argument(
         "--out", required=True, type=pathlib.Path, help="folder of the prepared set; the same one goes on"
     )
     made.add_argument(
-        "--bad-rows", type=whole, default=0, help="rows that may be left out by name (default: %(default)s)"
+        "--bad-rows",
+        type=arguments.at_least(0),
+        default=0,
+        help="rows that may be left out by name (default: %(default)s)",
     )
     made.add_argument(
-        "--shard-rows", type=whole, default=prepared.SHARD_ROWS, help="rows of a file (default: %(default)s)"
+        "--shard-rows",
+        type=arguments.at_least(1),
+        default=prepared.SHARD_ROWS,
+        help="rows of a file (default: %(default)s)",
     )
     made.add_argument("--check", choices=("decode", "header"), default="decode", help="how far images are read (default: %(default)s)")  # fmt: skip
-    made.add_argument("--max-image-bytes", type=whole, default=20_000_000, help="as prompt.max_image_bytes (default: %(default)s)")  # fmt: skip
-    made.add_argument("--max-source-pixels", type=whole, default=50_000_000, help="as prompt.max_source_pixels (default: %(default)s)")  # fmt: skip
-    made.add_argument("--root", default="~/.cache/safer_jax", help="as data.root (default: %(default)s)")
-    made.add_argument("--threads", type=whole, default=4, help="(default: %(default)s)")
     return made
 
 
-def whole(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number")
-    return int(text)
-
-
 def main() -> int:
-    made = parser()
-    args = made.parse_args()
-    if not (args.shard_rows and args.threads):
-        made.error("--shard-rows and --threads must be at least 1")
+    args = parser().parse_args()
     limits = images.Limits(1, args.max_source_pixels, args.max_image_bytes, args.max_source_pixels)
     look = images.decode if args.check == "decode" else images.extent
 
@@ -74,7 +63,7 @@ def main() -> int:
                 raise RowError(str(error)) from error
 
     try:
-        source = adapters.load(args.name, args.path, args.split, args.root)
+        source = arguments.load(args)
         origin = {"name": args.name, "split": args.split}
         shards = prepared.prepare(source, origin, args.out, check, args.bad_rows, args.shard_rows, args.threads)
     except (DataError, OSError) as error:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
+from safer_jax.datasets.arguments import at_least
 from safer_jax.tagging import selection, typography
 
 EXAMPLES = """examples:
@@ -20,6 +21,9 @@ EXAMPLES = """examples:
 
 The same command goes on where it was killed. Exit codes are those of training: 2 bad input, 75 stopped, 77 judge down.
 """
+
+
+count = at_least(0)
 
 
 class Set(NamedTuple):
@@ -81,12 +85,6 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--batch", type=count, default=64, help="items a pass (default: %(default)s)")
     made.add_argument("--again", action="store_true", help="rate items again that had no verdict or could not be read")
     return made
-
-
-def count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 0")
-    return int(text)
 
 
 def cell(text: str) -> tuple[str, int]:

@@ -56,7 +56,9 @@ ADAPTERS = {
     "siuo_mcqa": Adapter("siuo", ("test",), "eval", "SIUO with four options, one of them safe", "choices"),
     "mssbench": Adapter("mssbench", ("chat", "embodied"), "eval", "MSSBench: one text, safe or not by its image"),
     "mossbench": Adapter("mossbench", ("test",), "eval", "MOSSBench: harmless questions that look harmful"),
-    "holisafe": Adapter("holisafe", ("test",), "eval", "HoliSafe-Bench: people's labels of image, text and both"),
+    "holisafe": Adapter(
+        "holisafe", ("test",), "eval", "HoliSafe-Bench: people's labels of image, text and both", "source"
+    ),
     "vlsbench": Adapter("vlsbench", ("test",), "eval", "VLSBench: harm that only the image shows"),
     "mmstar": Adapter("mmstar", ("val",), "eval", "MMStar: general ability by multiple choice"),
 }

@@ -146,9 +146,8 @@ def find(folder: str | Path, *names: str) -> Path:
             return folder / name
     found = sorted(path.name for path in folder.iterdir())
     held = ", ".join(found[:12]) + (f" and {len(found) - 12} more" if len(found) > 12 else "")
-    raise DataError(
-        f"{folder}: holds neither of {', '.join(names)}, but {held or 'nothing'}; correct the folder or get the files"
-    )
+    none = f"none of {', '.join(names)}" if len(names) > 1 else f"no {names[0]}"
+    raise DataError(f"{folder}: holds {none}, but {held or 'nothing'}; correct the folder or get the files")
 
 
 def table(path: Path, fields: Sequence[str] = ()) -> list[Row]:

@@ -45,6 +45,10 @@ class Parquet(files.Rows):
         files.check_split("mm_safetybench", split, SPLITS)
         found = parquet.configs(folder, split)
         missing = [name for name in SCENARIOS if name not in found]
+        if len(missing) == len(SCENARIOS):
+            raise DataError(
+                f"{folder}: no scenario has a file of split {split!r}, such as {SCENARIOS[0]}/{split}.parquet; correct data.path"
+            )
         if missing:
             raise DataError(
                 f"{folder}: split {split!r} has no {', '.join(missing)}, it has {', '.join(found) or 'no scenario'}; get "

@@ -1,6 +1,7 @@
 """MMStar (arXiv 2403.20330) from its parquet file: 1,500 multiple choices that need the image, general ability (host code).
 
-A question ends in its options ("Options: A: ..., B: ..."); the request for a choice below it is VLMEvalKit's.
+A question ends in its options ("Options: A: ..., B: ..."). The request for a letter is the prompt's guide, as for every
+multiple choice (`prompts.LETTER_GUIDES`), so VLMEvalKit's own ("Please select the correct answer ...") is not put below.
 """
 
 from pathlib import Path
@@ -10,7 +11,6 @@ from safer_jax.shapes import Record
 
 LICENCE = "none stated"
 SPLITS = ("val",)
-REQUEST = "Please select the correct answer from the options above."
 COLUMNS = {
     "index": parquet.NAME,
     "question": parquet.TEXT,
@@ -42,7 +42,7 @@ class Source(files.Rows):
             id=f"mmstar/{self._split}/{row.own_id('index')}",
             source="mmstar",
             images=parquet.images(row, "image"),
-            prompt=f"{row.text('question').strip()}\n{REQUEST}",
+            prompt=row.text("question").strip(),
             expected="comply",
             category=f"{row.text('category')} / {row.text('l2_category')}",
             licence=LICENCE,

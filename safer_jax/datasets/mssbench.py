@@ -3,7 +3,8 @@
 Every record has a safe and an unsafe image and some texts. Each text is a row with the one image and, next to it, a row
 with the other: `.../3-0-safe` and `.../3-0-unsafe` are a pair. In "chat" the text is the same; in "embodied", tasks for
 a robot, the file has a wording for each image. A line before the text says whose eyes the image is seen with, without
-which nothing is unsafe about most images; it stands for the benchmark's own instruction, in our words.
+which nothing is unsafe about most images; it stands for the benchmark's own instruction, in our words. What people noted
+about a record (`intent`, `unsafe_image`, `observation_*`) is left: neither policy nor judge is told it.
 """
 
 from pathlib import Path

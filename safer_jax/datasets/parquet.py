@@ -3,9 +3,10 @@
 Row groups are read in pieces of about PIECE bytes, and of the pieces the last CACHE bytes are kept, so that neither
 random access reads a row group again for every row nor a group of a thousand photographs has to be held. Reading in
 order goes through a group once; a row that lies before what was read last has its group read again up to it. pyarrow
-itself holds up to 3.2 times what its largest page unpacks to, and a writer may put 1,024 images into one page. So the
-peak is CACHE + PIECE + 3.2 times the largest row group: measured, the process holds 2.2 GB for a group of 600 images of
-1 MB and 0.5 GB for the hub's groups of 100 rows with images of 300 kB. 100,000 rows add 0.3 MB.
+itself holds up to 3.2 times what its largest page unpacks to (4.3 times where a dictionary holds the images, as with
+hundreds of bytes each), and a writer may put 1,024 images into one page. So the peak is CACHE + 2 PIECE + 3.2 to 4.3
+times the largest row group: measured, the process holds 2.2 GB for a group of 600 images of 1 MB and 0.5 GB for the
+hub's groups of 100 rows with images of 300 kB. 100,000 rows add 0.3 MB.
 """
 
 import bisect

@@ -8,27 +8,25 @@ A folder in a bucket is copied shard by shard to the machine's own disk when it 
 """
 
 import collections
-import concurrent.futures
 import contextlib
 import fcntl
 import functools
 import hashlib
 import json
 import os
+import shutil
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from safer_jax.datasets import DataError, RowError
+from safer_jax.datasets import DataError, RowError, reading
 from safer_jax.datasets import Source as Rows
 from safer_jax.shapes import Record
 
 LICENCE = "those of the rows"
 SHARD_ROWS = 1000
-AHEAD = 4  # rows read at once by each thread: with their images they are all that is in memory
 LISTS = ("images", "history")
 ORIGIN = ("name", "split", "rows", "shard_rows", "first", "fields")
 METADATA = ("features.json", "dataset_info.json")  # the latter makes it a set
@@ -74,7 +72,7 @@ def prepare(
         done = {n: shard for n, shard in done.items() if _is_there(folder / _file(split, n, count), shard)}
         if done:
             _say(f"{source.name}: {len(done)} of {count} shards are there already")
-        progress = _Progress(source.name, len(source), sum(_length(n, shard_rows, len(source)) for n in done))
+        progress = reading.Progress(source.name, len(source), sum(_length(n, shard_rows, len(source)) for n in done))
         for number in range(count):
             if number in done:
                 continue
@@ -82,14 +80,14 @@ def prepare(
             indices = range(first, min(first + shard_rows, len(source)))
             bad = sum(len(shard.bad) for shard in done.values())
             read = functools.partial(_read, source, check)
-            records = progress.of(_ahead(read, indices, threads))
+            records = progress.of(reading.ahead(read, indices, threads))
             path = folder / _file(split, number, count)
             done[number] = _write(path, number, _good(records, source.name, bad, bad_rows))
             journal(done[number])
         shards = [done[number] for number in range(count)]
         if not sum(shard.rows for shard in shards):
             raise DataError(f"{source.name}: no usable row of {len(source)}; correct --path or --split")
-        _describe(folder)
+        _describe(folder, split)
     return shards
 
 
@@ -105,7 +103,9 @@ class Source:
 
         folder = Path(folder).expanduser()
         if not (folder / "dataset_info.json").is_file():
-            known = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) if folder.is_dir() else "nothing"
+            known = (
+                ", ".join(sorted(path.name for path in folder.iterdir())[:5] if folder.is_dir() else ()) or "nothing"
+            )
             raise DataError(f"{folder}: no prepared set (dataset_info.json), it holds {known}; {AGAIN}")
         try:
             builder = tfds.builder_from_directory(folder)
@@ -156,7 +156,7 @@ def stage(uri: str, split: str, root: str | Path) -> Path:
         target = Path(root).expanduser() / "staged" / hashlib.sha256(uri.encode() + listed).hexdigest()[:16]
         target.mkdir(parents=True, exist_ok=True)
         shards = _shards(remote, split)
-        progress = _Progress(f"copying {uri} to {target}", sum(shard.bytes for shard in shards), 0, "bytes")
+        progress = reading.Progress(f"copying {uri} to {target}", sum(shard.bytes for shard in shards), 0, "bytes")
         for shard in shards:
             name = _file(split, shard.number, len(shards))
             if not _is_there(target / name, shard):
@@ -247,8 +247,9 @@ def _serialise(record: Record) -> bytes:
     return example.SerializeToString(deterministic=True)  # else its fields stand in another order in every process
 
 
-def _describe(folder: Path) -> None:
-    """Write tensorflow-datasets' own files for the splits of `folder` that are complete; each appears whole."""
+def _describe(folder: Path, by: str) -> None:
+    """Write tensorflow-datasets' own files for the splits of `folder` that are complete; each appears whole. `by`: the split
+    that was just prepared, whose journal is held."""
     import tensorflow_datasets as tfds
     from etils import epath
     from tensorflow_datasets.core import dataset_info, naming, splits
@@ -281,10 +282,13 @@ def _describe(folder: Path) -> None:
     )
     info.set_file_format("array_record")
     info.set_splits(splits.SplitDict(infos))
-    with tempfile.TemporaryDirectory(prefix=".info-", dir=folder) as made:
-        info.write_to_directory(made)
-        for name in METADATA:
-            os.replace(Path(made) / name, folder / name)
+    made = folder / f".info-{by}"
+    shutil.rmtree(made, ignore_errors=True)  # of a call that was killed here
+    made.mkdir()
+    info.write_to_directory(made)
+    for name in METADATA:
+        os.replace(made / name, folder / name)
+    shutil.rmtree(made)
 
 
 @contextlib.contextmanager
@@ -385,41 +389,6 @@ def _fingerprint(source: Rows) -> str:
 def _digest(path: Path) -> tuple[str, int]:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest(), path.stat().st_size
-
-
-def _ahead(function: Callable[[int], Any], indices: range, threads: int) -> Iterator[Any]:
-    """function of each index, in order, a bounded number of them ahead."""
-    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        waiting = collections.deque()
-        for index in indices:
-            waiting.append(pool.submit(function, index))
-            if len(waiting) >= AHEAD * threads:
-                yield waiting.popleft().result()
-        yield from (value.result() for value in waiting)
-
-
-class _Progress:
-    """A line on stderr every few seconds: how far, how fast, how long yet."""
-
-    def __init__(self, name: str, total: int, done: int, unit: str = "rows"):
-        self._name, self._total, self._done, self._unit, self._before = name, total, done, unit, done
-        self._begin = self._said = time.monotonic()
-
-    def add(self, count: int = 1) -> None:
-        self._done += count
-        now = time.monotonic()
-        if now - self._said > 5:
-            rate = (self._done - self._before) / (now - self._begin)
-            left = (self._total - self._done) / rate
-            _say(
-                f"{self._name}: {self._done:,} of {self._total:,} {self._unit}, {rate:,.0f} a second, {left:.0f} s left"
-            )
-            self._said = now
-
-    def of(self, values: Iterator[Any]) -> Iterator[Any]:
-        for value in values:
-            yield value
-            self.add()
 
 
 def _say(text: str) -> None:

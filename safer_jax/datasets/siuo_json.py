@@ -1,6 +1,7 @@
 """SIUO (arXiv 2406.15279) as its authors give it: questions whose text and image are safe, the two together not (host code).
 
 `siuo_gen.json` asks for an answer, `siuo_mcqa.json` for the letter of the right one of four; the images are the same.
+Its `safety_warning`, what an answer should warn of, is no answer and is left: no judge here is told what to find.
 """
 
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ LETTERS = ("A", "B", "C", "D")
 
 
 def with_options(question: str, options: Mapping[str, str]) -> str:
-    """A question and the options under it, a line each."""
+    """A question and the options under it, a line each. `prompts.LETTER_GUIDES` asks for the letter."""
     return "\n".join([question.strip(), *(f"({letter}) {text.strip()}" for letter, text in options.items())])
 
 

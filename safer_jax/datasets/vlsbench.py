@@ -1,4 +1,7 @@
-"""VLSBench (arXiv 2411.19939): the harm is in the image alone, the text does not give it away (host code)."""
+"""VLSBench (arXiv 2411.19939): the harm is in the image alone, the text does not give it away (host code).
+
+`image_description` and `safety_reason`, which say what to find, are left: neither policy nor judge is told it.
+"""
 
 from pathlib import Path
 
