@@ -166,8 +166,14 @@ def test_several_answers_to_a_row(fake, tmp_path):
     assert all(found[row, 2].response == SORRY for row in range(11))
     made = json.loads((tmp_path / "results.json").read_text())["benchmarks"]["demo"]["report"]
     assert (made["rows"], made["groups"]) == (33, 11)
-    samples = lines(next((tmp_path / "demo" / "predictions").rglob("*samples_demo.jsonl")))
-    assert len(samples) == 11
+    exported = tmp_path / "demo" / "predictions"
+    for rollout, model in enumerate(("runs-3-answer-1", "runs-3-answer-2", "runs-3-answer-3")):
+        samples = lines(next((exported / "lmms_eval" / model).glob("*_samples_demo.jsonl")))
+        said = [found[row, rollout].response for row in range(11)]
+        assert [one.get("resps", one["filtered_resps"]) for one in samples] == said
+        with open(exported / "vlmevalkit" / model / f"{model}_demo.tsv", newline="") as file:
+            assert len(list(csv.DictReader(file, delimiter="\t"))) == 11
+    assert not (exported / "lmms_eval" / "runs-3").exists()
 
 
 def test_other_settings_do_not_go_on(fake, tmp_path):

@@ -97,16 +97,19 @@ def predictions(
     made: dict[str, Any],
     terms: Sequence[dict[str, Any]],
 ) -> None:
-    """The first answer to each row, as other tools read them."""
-    first = [i for i, one in enumerate(found) if one.rollout == 0]
-    records, responses = [found[i].record for i in first], [found[i].response for i in first]
-    model = f"{checkpoint['name']}{'' if checkpoint['step'] is None else '-' + str(checkpoint['step'])}".replace(
-        " ", "_"
-    )
+    """The answers as other tools read them; of several to each row the first of all rows, the second of all, ..."""
+    step, name = checkpoint["step"], checkpoint["name"].replace(" ", "_")
+    model = name if step is None else f"{name}-{step}"
     date = datetime.datetime.fromtimestamp((folder / answers.SETTINGS).stat().st_mtime).strftime("%Y%m%d_%H%M%S")
     target = folder / "predictions"
-    exports.lmms_eval(target / "lmms_eval", model, benchmark, records, responses, made, [terms[i] for i in first], date)
-    exports.vlmevalkit(target / "vlmevalkit", model, benchmark, records, responses)
+    rollouts = sorted({one.rollout for one in found})
+    for rollout in rollouts:
+        own = [i for i, one in enumerate(found) if one.rollout == rollout]
+        records, responses = [found[i].record for i in own], [found[i].response for i in own]
+        rows, called = [terms[i] for i in own], f"{model}-answer-{rollout + 1}" if len(rollouts) > 1 else model
+        counted = metrics.report(benchmark, rows) if len(rollouts) > 1 else made
+        exports.lmms_eval(target / "lmms_eval", called, benchmark, records, responses, counted, rows, date)
+        exports.vlmevalkit(target / "vlmevalkit", called, benchmark, records, responses)
 
 
 def collect(out: Path) -> Path:
