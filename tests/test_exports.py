@@ -135,8 +135,11 @@ def test_multiple_choices_of_vlmevalkit(tmp_path):
 
 def test_rows_without_numbers_of_their_own_are_counted(tmp_path):
     records = [record._replace(id=f"mssbench/chat/1-{n}-safe") for n, record in enumerate(RECORDS)]
+    records = [one._replace(expected=word) for one, word in zip(records, ("comply", "warn", "warn"), strict=True)]
     (path,) = exports.vlmevalkit(tmp_path, "tiny", "mssbench", records, RESPONSES)
-    assert path.name == "tiny_MSSBench.tsv" and pandas.read_csv(path, sep="\t")["index"].tolist() == [0, 1, 2]
+    table = pandas.read_csv(path, sep="\t")
+    assert path.name == "tiny_MSSBench.tsv" and table["index"].tolist() == [0, 1, 2]
+    assert table["answer"].tolist() == ["comply", "refuse", "refuse"]  # dataset/mssbench.py knows no other
     for numbers in ("7", "7", "8"), ("7", "x", "8"):  # one twice, one that is none
         records = [record._replace(id=f"set/test/{number}") for record, number in zip(RECORDS, numbers, strict=True)]
         (path,) = exports.vlmevalkit(tmp_path, "tiny", "vlguard", records, RESPONSES)

@@ -114,6 +114,7 @@ def vlmevalkit(
     index = own if len(set(own)) == len(records) else range(len(records))
     options = [letters.options(record.prompt) if record.choice else {} for record in records]
     choices = sorted({name for offered in options for name in offered})
+    expected = {"warn": "refuse"} if dataset == "MSSBench" else {}  # its evaluator knows comply and refuse
     header = ["index", "question", *choices, "answer", "category", "prediction", "thinking", "id"]
     path = target / f"{target.name}_{dataset}.tsv"
     partial = path.with_name(f"{path.name}.partial")
@@ -125,7 +126,7 @@ def vlmevalkit(
                 number,
                 record.prompt,
                 *(offered.get(name, "") for name in choices),
-                record.choice or record.reference or record.expected,
+                record.choice or record.reference or expected.get(record.expected, record.expected),
                 record.category,
                 outcomes.answer_of(response) or response.strip(),
                 outcomes.thinking_of(response) or "",
