@@ -23,6 +23,7 @@ from safer_jax import (
     benchmarks,
     build,
     checkpoint,
+    command,
     data,
     images,
     mesh,
@@ -277,4 +278,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+from safer_jax import command
 from safer_jax.shapes import SAFE, UNSAFE
 
 # The words by which SafeGRPO's code recognises a refusal. They miss 7-8% of real refusals (a curly apostrophe among
@@ -340,4 +341,4 @@ def _main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    _main(sys.argv[1:])
+    command.run(lambda: _main(sys.argv[1:]))
