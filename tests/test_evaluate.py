@@ -7,6 +7,7 @@ import os
 import pathlib
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -390,6 +391,9 @@ HTTP = {"kind": "http", "url": "http://a:1/v1", "model": "grader"}
         (HTTP, HTTP | {"model": "other"}, False),
         ({"kind": "local", "path": "weights/judge"}, {"kind": "score", "path": "weights/../weights/judge"}, True),
         ({"kind": "local", "path": "weights/judge"}, {"kind": "local", "path": "weights/other"}, False),
+        (HTTP, HTTP | {"model": "org/Grader"}, True),  # or by another name for it
+        (HTTP, {"kind": "local", "path": "weights/grader"}, True),  # or on the mesh
+        ({"kind": "local", "path": "weights/grader"}, {"kind": "local", "path": "other/grader"}, False),
         ({"kind": "recorded", "path": "said"}, {"kind": "recorded", "path": "said"}, True),
     ],
 )
@@ -401,11 +405,22 @@ def test_the_judge_of_training_is_recognised(training, own, is_same, tmp_path):
         judge=replace(made.eval_judge, training),
         eval_judge=replace(made.eval_judge, own),
     )
-    assert evaluate.is_judge_of_training(of_config, "") == is_same
+    assert evaluate.is_judge_of_training(of_config, {}) == is_same
     of_run = dataclasses.replace(made, eval_judge=of_config.eval_judge)
-    assert not evaluate.is_judge_of_training(of_run, str(tmp_path)), "a converted model has no config.json"
+    assert evaluate.of_training(str(tmp_path)) == {}, "a converted model has no config.json"
+    assert not evaluate.is_judge_of_training(of_run, {})
     (tmp_path / "config.json").write_text(config_lib.to_json(of_config))
-    assert evaluate.is_judge_of_training(of_run, str(tmp_path)) == is_same
+    assert evaluate.is_judge_of_training(of_run, evaluate.of_training(str(tmp_path))) == is_same
+
+
+def test_a_copy_of_a_judges_weights_is_that_judge(tmp_path):
+    for name, digest in (("a", "1"), ("b", "1"), ("c", "2")):
+        (tmp_path / name / "params").mkdir(parents=True)
+        (tmp_path / name / "params" / "manifest.json").write_text(json.dumps({"sha256": digest}))
+    judges = [{"kind": "local", "path": str(tmp_path / name)} for name in "abc"]
+    own = dataclasses.replace(settings().eval_judge, **judges[0])
+    made = dataclasses.replace(settings(), eval_judge=own)
+    assert [evaluate.is_judge_of_training(made, {"judge": judge}) for judge in judges] == [True, True, False]
 
 
 def test_the_judge_of_training_is_refused_unless_forced(fake, counting, tmp_path):
@@ -417,6 +432,26 @@ def test_the_judge_of_training_is_refused_unless_forced(fake, counting, tmp_path
     assert json.loads((tmp_path / "results.json").read_text())["judge"]["is_judge_of_training"]
     for name in ("table.md", "evaluation.html"):
         assert "THE JUDGE OF TRAINING" in (tmp_path / name).read_text()
+
+
+def test_a_policy_that_is_asked_otherwise_than_in_training_is_told_of(fake, tmp_path, capsys):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_text(config_lib.to_json(settings(prompt__guide="steps", prompt__buckets=(32,))))
+    evaluate.run(arguments(tmp_path / "a", f"--checkpoint={run}:3"), settings())
+    told = "prompt.guide is 'none', in training it was 'steps': --config.prompt.guide=steps"
+    assert f"asked otherwise than in training: {told}" in capsys.readouterr().err
+    assert json.loads((tmp_path / "a" / "results.json").read_text())["asked_otherwise"] == [told]
+    assert told in (tmp_path / "a" / "table.md").read_text()
+    assert "--config.prompt.guide=steps" in (tmp_path / "a" / "evaluation.html").read_text()
+    evaluate.run(arguments(tmp_path / "b", f"--checkpoint={run}:3"), settings(prompt__guide="steps"))
+    assert json.loads((tmp_path / "b" / "results.json").read_text())["asked_otherwise"] == []
+    assert "asked otherwise" not in capsys.readouterr().err + (tmp_path / "b" / "table.md").read_text()
+    text = results.comparison(results.compare(tmp_path / "a", tmp_path / "b"))
+    assert "not asked alike, prompt.guide: none and steps" in text
+    shutil.copytree(tmp_path / "b" / "demo", tmp_path / "a" / "siuo")
+    results.collect(tmp_path / "a")
+    assert "of another policy or judge, or asked otherwise" in (tmp_path / "a" / "evaluation.html").read_text()
 
 
 def test_a_judges_identity_is_what_it_is_told(monkeypatch):
@@ -491,7 +526,7 @@ def test_results_of_another_policy_in_the_folder_are_left_out(fake, tmp_path):
     os.utime(tmp_path / "siuo" / "report.json", (0, 0))
     results.collect(tmp_path)
     assert list(json.loads((tmp_path / "results.json").read_text())["benchmarks"]) == ["demo"]
-    assert "siuo: of another policy or judge" in (tmp_path / "evaluation.html").read_text()
+    assert "siuo: of another policy or judge, or asked otherwise" in (tmp_path / "evaluation.html").read_text()
     with pytest.raises(answers.AnswersError, match="holds no report.json of a benchmark"):
         results.collect(tmp_path / "nothing")
 

@@ -22,6 +22,11 @@ from safer_jax.benchmarks import answers, exports, metrics, published
 from safer_jax.page import Html, element, number
 from safer_jax.verdicts import Rubric, Verdict
 
+# Of the settings, what an answer depends on but for rounding.
+ASKED = (
+    "prompt.system", "prompt.guide", "prompt.force_think", "prompt.min_pixels", "prompt.max_pixels",
+    "sampler.max_tokens", "eval.temperature",
+)  # fmt: skip
 EXAMPLES = 3  # of each kind on the page, of a benchmark
 KINDS = {"right": "Right", "wrong": "Wrong", "unparsable": "Cannot be read"}
 
@@ -115,19 +120,19 @@ def predictions(
 def collect(out: Path) -> Path:
     """results.json, table.md and evaluation.html of all benchmarks in a folder; the page's path.
 
-    Those of another policy or judge than the newest are left out and named. Raises AnswersError where there is none.
+    Those of another policy or judge than the newest, or asked otherwise, are left out and named. Raises AnswersError where there is none.
     """
     files = sorted(out.glob("*/report.json"), key=lambda path: path.stat().st_mtime, reverse=True)
     read = {path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in files}
     if not read:
         raise answers.AnswersError(f"{out}: holds no report.json of a benchmark; give an --out of safer_jax.evaluate")
     newest = next(iter(read.values()))
-    same = {name: one for name, one in read.items() if all(one[key] == newest[key] for key in ("checkpoint", "judge"))}
+    same = {name: one for name, one in read.items() if _made(one) == _made(newest)}
     same = {name: same[name] for name in metrics.BENCHMARKS if name in same}
-    notes = [f"{name}: of another policy or judge" for name in read if name not in same]
+    notes = [f"{name}: of another policy or judge, or asked otherwise" for name in read if name not in same]
     notes += [f"{name}: {reason}" for name, one in same.items() for reason in one["left_out"]]
     reports = [one["report"] for one in same.values()]
-    common = {key: newest[key] for key in ("checkpoint", "judge", "config")}
+    common = {key: newest[key] for key in ("checkpoint", "judge", "asked_otherwise", "config")}
     kept = {
         name: {key: one[key] for key in ("split", "samples", "limit", "left_out", "cut", "report")}
         for name, one in same.items()
@@ -136,12 +141,18 @@ def collect(out: Path) -> Path:
     table = [
         f"# {origin(newest)}",
         f"Judge: {judged_by(newest)}",
+        *(f"**Asked otherwise than in training:** {difference}" for difference in newest["asked_otherwise"]),
         metrics.markdown(reports),
         published.markdown(reports, origin(newest)),
     ]
     answers.replace(out / "table.md", "\n\n".join(table) + "\n")
     answers.replace(out / "evaluation.html", document(out, same, notes))
     return out / "evaluation.html"
+
+
+def _made(told: dict[str, Any]) -> list[Any]:
+    """How results came about: what makes two of them of one kind."""
+    return [told["checkpoint"], told["judge"], *(told["config"][name] for name in ASKED)]
 
 
 def origin(told: dict[str, Any]) -> str:
@@ -191,7 +202,12 @@ def compare(first: Path, second: Path) -> list[dict[str, Any]]:
             )
         rows = [_terms(where[name]) for where in both]
         one = metrics.compare(name, *rows)
-        compared.append({**one, "first": origin(told[0]), "second": origin(told[1])})
+        differ = [
+            f"{key}: {told[0]['config'][key]} and {told[1]['config'][key]}"
+            for key in ASKED
+            if told[0]["config"][key] != told[1]["config"][key]
+        ]
+        compared.append({**one, "first": origin(told[0]), "second": origin(told[1]), "asked_otherwise": differ})
     return compared
 
 
@@ -202,7 +218,8 @@ def _terms(folder: Path) -> list[dict[str, Any]]:
 def comparison(compared: Sequence[dict[str, Any]]) -> str:
     """`compare`'s as Markdown."""
     first, second = compared[0]["first"], compared[0]["second"]
-    return f"first: {first}\n\nsecond: {second}\n\n{metrics.markdown_comparison(compared)}"
+    differ = [f"not asked alike, {difference}\n\n" for difference in compared[0]["asked_otherwise"]]
+    return f"first: {first}\n\nsecond: {second}\n\n{''.join(differ)}{metrics.markdown_comparison(compared)}"
 
 
 def headlines(out: Path) -> str:
@@ -233,6 +250,8 @@ def document(out: Path, reports: dict[str, dict[str, Any]], notes: list[str]) ->
         "Judge": judged_by(newest),
         "Answers": f"up to {newest['config']['sampler.max_tokens']} tokens, temperature {newest['config']['eval.temperature']:g}",
     }
+    if newest["asked_otherwise"]:
+        facts["Asked otherwise than in training"] = "; ".join(newest["asked_otherwise"])
     facts = element(
         "dl", *(element("div", element("dt", k), element("dd", v)) for k, v in facts.items()), class_="facts"
     )
