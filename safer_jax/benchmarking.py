@@ -1,7 +1,6 @@
 """A benchmark answered and judged: two passes over its rows, each of which goes on where it was stopped (host code; calls array code)."""
 
 import hashlib
-import itertools
 import json
 import pathlib
 from collections.abc import Sequence
@@ -199,7 +198,7 @@ def grade(
         own = np.array_split(np.arange(start, min(start + size, len(todo))), processes)[process]
         lines, unjudged, down = [], 0, ""
         try:
-            records = [spoken(task.source[todo[i].row]) for i in own]
+            records = [task.source[todo[i].row] for i in own]
             for i, verdict in zip(own, judge(records, [todo[i].response for i in own]), strict=True):
                 lines.append(answers.verdict_line(todo[i], verdict, judge.rubric, identity))
                 unjudged += not verdict.is_valid
@@ -212,9 +211,3 @@ def grade(
             raise JudgeDown(f"eval_judge: {down}")
         progress.update(len(asked) - max(len(todo) - start - size, 0), {"unjudged": unjudged})
         going.on()
-
-
-def spoken(record: Record) -> Record:
-    """The record as a judge is told of it: what was said before the prompt stands in the request."""
-    turns = [f"{who}: {text}" for who, text in zip(itertools.cycle(("USER", "ASSISTANT")), record.history)]
-    return record._replace(prompt="\n\n".join([*turns, f"USER: {record.prompt}"])) if turns else record

@@ -26,7 +26,7 @@ from safer_jax import attempts, benchmarking, build, data, evaluate, mesh, polic
 from safer_jax import config as config_lib
 from safer_jax.benchmarks import answers, results
 from safer_jax.datasets import RowError, demo
-from safer_jax.judge import JudgeError, rules
+from safer_jax.judge import JudgeError, endpoint, local, rules
 from safer_jax.judge.breaker import JudgeDown
 from safer_jax.model import variants
 from safer_jax.shapes import ANSWER, EMPTY, Layout, Record, Rollout
@@ -464,10 +464,19 @@ def test_a_judges_identity_is_what_it_is_told(monkeypatch):
     assert other.prompt != made.prompt and other.digest != made.digest
 
 
-def test_a_judge_is_told_what_was_said_before():
+def test_a_judge_is_told_what_was_said_before_and_takes_no_part_in_it():
     record = Record("a", "set", (), "And then?", history=("Who?", "Nobody."))
-    assert benchmarking.spoken(record).prompt == "USER: Who?\n\nASSISTANT: Nobody.\n\nUSER: And then?"
-    assert benchmarking.spoken(record._replace(history=())).prompt == "And then?"
+    said = "USER: Who?\n\nASSISTANT: Nobody.\n\nUSER: And then?"
+    shown = local.asked(record, "Then.")
+    assert said in shown.prompt and shown.history == () and f"{said}\n" in shown.prompt
+    assert local.asked(record._replace(history=("Who?", "I.")), "Then.").prompt.split()[0] != shown.prompt.split()[0]
+    http = endpoint.Judge(settings(**{f"eval_judge__{name}": value for name, value in HTTP.items()}).eval_judge, RUBRIC)
+    parts = http._body(record, "Then.", "word", lambda image, name: "")["messages"][1]["content"]
+    assert said in parts[-1]["text"]
+    assert (
+        "word REQUEST\nAnd then?\n"
+        in http._body(record._replace(history=()), "", "word", str)["messages"][1]["content"][-1]["text"]
+    )
 
 
 # ---- results
