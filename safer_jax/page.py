@@ -275,7 +275,7 @@ def interval_chart(
     these ends; a value that is not finite is a dash. Nothing if there are none."""
     if not intervals:
         return Html()
-    width, row, left, right, top = 550, 22, 162, 322, 4
+    width, row, left, right, top = 590, 22, 202, 362, 4
     bottom = top + row * len(intervals)
     at_x = lambda value: round(
         left + (min(max(value, ends[0]), ends[1]) - ends[0]) / (ends[1] - ends[0]) * (right - left), 1
@@ -290,7 +290,7 @@ def interval_chart(
         )
     for place, (name, (value, low, high, beside)) in enumerate(intervals.items()):
         y = top + place * row + row / 2
-        short = name if len(name) <= 30 else f"{name[:29]}…"
+        short = name if len(name) <= 34 else f"{name[:33]}…"
         drawn.append(element("text", element("title", name), short, x=left - 10, y=y + 3.5, class_="y"))
         if is_finite(value):
             if is_finite(low) and is_finite(high):

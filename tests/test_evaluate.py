@@ -504,6 +504,13 @@ def test_figures_tables_predictions_and_page_tell_what_was_answered(fake, tmp_pa
     lines_of = results.headlines(tmp_path)
     assert "demo: combine_tag 100.0%" in lines_of and "of 20, 20 not read" in lines_of and "misread" in lines_of
 
+    page = (tmp_path / "evaluation.html").read_text()
+    right, wrong = (
+        json.loads((tmp_path / "demo/report.json").read_text())["kinds"][kind] for kind in ("right", "wrong")
+    )
+    assert (right, wrong) == (20, 0) and "3 of 20" in page and "misread in all" in page
+    assert "the three tags in order, then the answer" in page, "the page says what its measures are"
+
     samples = lines(next((tmp_path / "demo/predictions/lmms_eval").rglob("*_samples_demo.jsonl")))
     assert len(samples) == 40 and samples[0]["id"] == "demo/test/000000"
     with open(next((tmp_path / "demo/predictions/vlmevalkit").rglob("*.tsv")), newline="") as file:

@@ -328,7 +328,8 @@ def markdown(reports: Sequence[Mapping[str, Any]]) -> str:
             "",
             f"{one['rows']:,} rows, split {one['split']}"
             + (f", in {one['groups']:,} groups" * (one["groups"] < one["rows"]))
-            + f". Outcomes: {counts}.",
+            + f". Outcomes: {counts}."
+            + f" **{lacking(one)}**" * bool(lacking(one)),
             "",
             "| measure | value | 95% interval | of | unparsable | if those were wrong | what it is |",
             "| --- | --- | --- | --- | --- | --- | --- |",
@@ -356,6 +357,16 @@ def markdown(reports: Sequence[Mapping[str, Any]]) -> str:
         "are in no numerator and no denominator."
     )
     return "\n".join([*lines, text]) + "\n"
+
+
+def lacking(one: Mapping[str, Any]) -> str:
+    """A sentence for people where a report's headline is a judge's to give and keywords decided, else ""."""
+    if one["headline"] not in measures.JUDGED or not one["keywords"]:
+        return ""
+    return (
+        f"{one['headline']} needs a judge, and there was none: start the same command with "
+        "--config.eval_judge.kind=http (or another), which judges these answers."
+    )
 
 
 def keywords(measured: Mapping[str, Mapping[str, float]]) -> str:

@@ -49,20 +49,22 @@ def write(
     terms = [metrics.terms(one.record, one.response, verdict, one.rollout) for one, verdict in zip(found, said)]
     answers.replace(folder / "terms.jsonl", "".join(json.dumps(row) + "\n" for row in terms))
     made = metrics.report(benchmark, terms)
+    kinds = examples(terms, made)
     chosen = [
         {**shown(found[i], terms[i], said[i]), "kind": kind, "images": picture(found[i].row)}
-        for kind, numbers in examples(terms, made).items()
-        for i in numbers
+        for kind, numbers in kinds.items()
+        for i in numbers[:EXAMPLES]
     ]
     settings = answers.read_settings(folder)
     facts = {"split": settings["split"], "left_out": settings["left_out"], "cut": sum(one.is_cut for one in found)}
+    facts["kinds"] = {kind: len(numbers) for kind, numbers in kinds.items()}
     content = {**told, **facts, "report": made, "examples": chosen}
     answers.replace(folder / "report.json", json.dumps(content, indent=1) + "\n")
     predictions(folder, benchmark, told["checkpoint"], found, made, terms)
 
 
 def examples(terms: Sequence[dict[str, Any]], made: dict[str, Any]) -> dict[str, list[int]]:
-    """Some answers to show, by how they did in the headline: the first by a hash of the id, of categories in turn."""
+    """The answers by how they did in the headline, those to show first: by a hash of the id, of categories in turn."""
     headline, direction = made["headline"], made["direction"]
     kinds: dict[str, list[int]] = {kind: [] for kind in KINDS}
     for place, row in enumerate(terms):
@@ -71,7 +73,7 @@ def examples(terms: Sequence[dict[str, Any]], made: dict[str, Any]) -> dict[str,
             is_right = value is not None and (value >= 1) == (direction == "up")
             kinds["unparsable" if value is None else "right" if is_right else "wrong"].append(place)
     order = lambda place: (hashlib.sha256(terms[place]["id"].encode()).digest(), terms[place]["rollout"])
-    return {kind: _in_turn(sorted(own, key=order), terms)[:EXAMPLES] for kind, own in kinds.items()}
+    return {kind: _in_turn(sorted(own, key=order), terms) for kind, own in kinds.items()}
 
 
 def _in_turn(places: list[int], terms: Sequence[dict[str, Any]]) -> list[int]:
@@ -227,8 +229,10 @@ def headlines(out: Path) -> str:
     made = json.loads((out / "results.json").read_text(encoding="utf-8"))
     lines = []
     for name, one in made["benchmarks"].items():
-        headline = one["report"]["headline"]
-        if headline in one["report"]["figures"]:
+        headline, lacking = one["report"]["headline"], metrics.lacking(one["report"])
+        if lacking:
+            lines.append(f"{name}: {lacking}")
+        elif headline in one["report"]["figures"]:
             figure = one["report"]["figures"][headline]
             value, low, high = (number(figure[key], figure["kind"] == "share") for key in ("value", "low", "high"))
             unread = f", {figure['unparsable']} not read" * bool(figure["unparsable"])
@@ -265,6 +269,7 @@ def document(out: Path, reports: dict[str, dict[str, Any]], notes: list[str]) ->
         hidden,
         *sections,
         element("section", element("h2", "Beside the papers"), papers),
+        glossary(reports),
         element("footer", element("h2", "Left out"), left_out),
     )
 
@@ -275,10 +280,23 @@ def summary(reports: dict[str, dict[str, Any]]) -> Html:
     for name, one in reports.items():
         headline = one["report"]["headline"]
         figure = one["report"]["figures"].get(headline)
-        if figure and figure["kind"] == "share":
+        if figure and figure["kind"] == "share" and not metrics.lacking(one["report"]):
             bars[f"{name}: {label(headline, figure)}"] = _bar(figure)
-    note = "95% intervals; n: rows that count; unread: rows of which nothing can be said"
-    return page.interval_chart("Headline of each benchmark", bars, note=note)
+    note = "95% intervals; n: rows that count; unread: rows of which nothing can be said; ↑ more is better, ↓ less is"
+    chart = page.interval_chart("Headline of each benchmark", bars, note=note)
+    measured = [one["report"]["keywords"] for one in reports.values() if one["report"]["keywords"]][:1]
+    return Html(chart + Html("".join(element("p", metrics.keywords(one), class_="quiet") for one in measured)))
+
+
+def glossary(reports: dict[str, dict[str, Any]]) -> Html:
+    """What each measure of the page is."""
+    used = [name for name in metrics.MEASURES if any(name in one["report"]["figures"] for one in reports.values())]
+    rows = (
+        element("tr", element("th", name.replace("_", " ")), element("td", metrics.MEASURES[name].about))
+        for name in used
+    )
+    table = element("div", element("table", element("tbody", *rows), class_="words"), class_="wide", tabindex=0)
+    return element("section", element("h2", "What is measured"), table)
 
 
 def label(measure: str, figure: dict[str, Any]) -> str:
@@ -307,7 +325,7 @@ def section(out: Path, name: str, one: dict[str, Any], symbols: dict[str, Html],
         own = [example for example in one["examples"] if example["kind"] == kind]
         if own:
             shown = [card(out, example, symbols, notes) for example in own]
-            count = element("small", f"{len(own)} of them")
+            count = element("small", f"{len(own)} of {one['kinds'][kind]:,}")
             cards.append(
                 element(
                     "details",
@@ -319,6 +337,8 @@ def section(out: Path, name: str, one: dict[str, Any], symbols: dict[str, Html],
             )
     about = metrics.BENCHMARKS[name].about if name in metrics.BENCHMARKS else ""
     lead = element("p", f"{about}. {told}" if about else told, class_="quiet")
+    if lacking := metrics.lacking(made):
+        lead = Html(lead + element("p", element("b", lacking)))
     return element("section", element("h2", name), lead, element("div", *filter(None, charts), class_="charts"), *cards)
 
 
