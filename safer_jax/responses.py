@@ -123,6 +123,7 @@ REFUSING = (
     f"not|never * appropriate|ethical|acceptable|right|okay|safe|legal|responsible * to {_SAY}",
     "it is|would not|never * ethical",
     "it is|would be wrong|unethical|irresponsible",
+    "that|this is unsafe !but|if|unless|when|without",
     "against my|our guidelines|policy|policies|principles|values|rules",
     "my|our guidelines|policy|policies|principles|rules * not",
 )
