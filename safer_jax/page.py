@@ -6,6 +6,7 @@ Knows nothing of runs. A page needs nothing from a network, and its policy forbi
 import base64
 import hashlib
 import html
+import io
 import itertools
 import json
 import math
@@ -13,6 +14,8 @@ import re
 import statistics
 from collections.abc import Callable
 from typing import Any
+
+from safer_jax import images
 
 POINTS_SHOWN, SMOOTHED_FROM = 400, 24  # points a curve; a curve with fewer points than the latter is not smoothed
 CELL, LABEL = 4, 24  # pixels within which points are one dot; characters of a bar's name
@@ -309,6 +312,21 @@ def interval_chart(
     box = {"viewBox": f"0 0 {width} {bottom + 20}", "role": "img", "aria_label": f"{title}: {'; '.join(told)}"}
     caption = element("figcaption", element("h3", title), element("p", note))
     return element("figure", caption, element("svg", *drawn, **box), class_="narrow")
+
+
+def picture(data: bytes, limits: images.Limits, side: int, name: str, style: str = "") -> Html:
+    """An image file, reduced to `side` pixels; a line of text where it cannot be shown."""
+    try:
+        image = images.decode(data, limits, name)
+    except images.ImageError as error:
+        return element("p", str(error), class_="quiet")
+    image.thumbnail((side, side))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=85)
+    source = f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    drawn = element("image", href=source, width=image.width, height=image.height)
+    box = f"0 0 {image.width} {image.height}"
+    return element("svg", drawn, viewBox=box, role="img", aria_label=name, style=style or False)
 
 
 def apart(wanted: dict[str, float], gap: float, top: float) -> dict[str, float]:
