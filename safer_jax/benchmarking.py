@@ -1,7 +1,6 @@
 """A benchmark answered and judged: two passes over its rows, each of which goes on where it was stopped (host code; calls array code)."""
 
 import hashlib
-import itertools
 import json
 import pathlib
 from collections.abc import Sequence
@@ -61,8 +60,49 @@ def answer(
     and what had been written of it stays.
     """
     usable, digest = measure(task.source, answering.processor, config)
-    matters = {name: value for name, value in config_lib.flatten(config).items() if name.startswith(MATTERS)}
-    settings = {
+    done = open_answers(task.folder, depends_on(task, answering, config, samples, limit, usable, digest))
+    keys = lambda rows: {(row, rollout) for row in rows for rollout in range(samples)}
+    todo = [rows for rows in passes(usable, config) if keys(rows) - done]
+    feed = data.Feed(task.source, usable, answering.processor, config.prompt)
+    process, processes, shapes = jax.process_index(), jax.process_count(), set()
+
+    def ask(rows: tuple[int, ...]) -> data.Asked:
+        filled = [*rows, *rows[-1:] * (config.eval.prompts - len(rows))]  # one compiled program for each shape
+        return feed.ask(filled, filled, process, processes)
+
+    total, names = len(usable.rows) * samples, ("tokens", "cut")
+    progress = metrics.Progress(total, len(done), f"{task.name}: answers", names, is_shown=process == 0)
+    with data.Prefetch(ask) as batches:
+        for number, rows in enumerate(todo):
+            compiled, asked = runtime.compiles(), batches.get(rows)
+            if number + 1 < len(todo):
+                batches.ahead(todo[number + 1])
+            rollout = attempts.rollout(answering.sample, answering.params, asked.prompts, 0, device_mesh)
+            shape = asked.prompts.token_PS.shape, asked.prompts.segment_PX.shape
+            if shape in shapes and runtime.compiles() > compiled:
+                answers.say(f"{task.name}: compiled again for prompts of shape {shape}, which should not be")
+            shapes.add(shape)
+            own = answered(rows[process * len(asked.records) :], asked.records, rollout, samples, answering.processor)
+            new = gather_texts([answers.line(one) for one in own if one.key not in done])
+            if process == 0:
+                answers.append(task.folder / answers.FILE, new)
+            done |= keys(rows)
+            figures = {"tokens": [one.tokens for one in own], "cut": [one.is_cut for one in own]}
+            progress.update(len(done), {name: np.mean(values) for name, values in figures.items() if values})
+            going.on()
+
+
+def depends_on(
+    task: Task,
+    answering: policy.Policy,
+    config: config_lib.Config,
+    samples: int,
+    limit: int,
+    usable: data.Usable,
+    digest: str,
+) -> dict[str, Any]:
+    """What the answers are made of; a folder whose answers are of anything else is not gone on with."""
+    return {
         "benchmark": task.name,
         "split": task.split,
         "policy": str(answering.origin),
@@ -71,44 +111,19 @@ def answer(
         "rows": len(usable.rows),
         "rows_sha256": digest,
         "left_out": list(usable.dropped),
-        **matters,
+        **{name: value for name, value in config_lib.flatten(config).items() if name.startswith(MATTERS)},
     }
-    done = open_answers(task.folder, settings)
-    wanted = lambda rows: {(row, rollout) for row in rows for rollout in range(samples)}
-    todo = [rows for rows in passes(usable, config) if wanted(rows) - done]
-    feed = data.Feed(task.source, usable, answering.processor, config.prompt)
-    process, processes, shapes = jax.process_index(), jax.process_count(), set()
 
-    def ask(rows: tuple[int, ...]) -> data.Asked:
-        filled = [*rows, *rows[-1:] * (config.eval.prompts - len(rows))]  # one compiled program for each shape
-        return feed.ask(filled, filled, process, processes)
 
-    total = len(usable.rows) * samples
-    progress = metrics.Progress(total, len(done), f"{task.name}: answers", ("tokens", "cut"), is_shown=process == 0)
-    with data.Prefetch(ask) as batches:
-        for number, rows in enumerate(todo):
-            compiled = runtime.compiles()
-            asked = batches.get(rows)
-            if number + 1 < len(todo):
-                batches.ahead(todo[number + 1])
-            rollout = attempts.rollout(answering.sample, answering.params, asked.prompts, 0, device_mesh)
-            shape = asked.prompts.token_PS.shape, asked.prompts.segment_PX.shape
-            if shape in shapes and runtime.compiles() > compiled:
-                answers.say(f"{task.name}: compiled again for prompts of shape {shape}, which should not be")
-            shapes.add(shape)
-            first = process * len(asked.records)  # of the pass
-            own = [
-                answers.of(record, row, g, *said(rollout, p, g, answering.processor))
-                for p, (row, record) in enumerate(zip(rows[first:], asked.records))
-                for g in range(samples)
-            ]
-            new = gather_texts([answers.line(one) for one in own if one.key not in done])
-            if process == 0:
-                answers.append(task.folder / answers.FILE, new)
-            done |= wanted(rows)
-            figures = {"tokens": [one.tokens for one in own], "cut": [one.is_cut for one in own]}
-            progress.update(len(done), {name: np.mean(values) for name, values in figures.items() if values})
-            going.on()
+def answered(
+    rows: Sequence[int], records: Sequence[Record], rollout: Rollout, samples: int, processor: prompts.Processor
+) -> list[answers.Answer]:
+    """This process's answers of a pass. `rows` may be fewer than the records, of which the last are then fillers."""
+    return [
+        answers.of(record, row, g, *said(rollout, p, g, processor))
+        for p, (row, record) in enumerate(zip(rows, records))
+        for g in range(samples)
+    ]
 
 
 def measure(source: data.Source, processor: prompts.Processor, config: config_lib.Config) -> tuple[data.Usable, str]:
@@ -201,7 +216,7 @@ def grade(
         own = np.array_split(np.arange(start, min(start + size, len(todo))), processes)[process]
         lines, unjudged, down = [], 0, ""
         try:
-            records = [spoken(task.source[todo[i].row]) for i in own]
+            records = [task.source[todo[i].row] for i in own]
             for i, verdict in zip(own, judge(records, [todo[i].response for i in own]), strict=True):
                 lines.append(answers.verdict_line(todo[i], verdict, judge.rubric, identity))
                 unjudged += not verdict.is_valid
@@ -214,9 +229,3 @@ def grade(
             raise JudgeDown(f"eval_judge: {down}")
         progress.update(len(asked) - max(len(todo) - start - size, 0), {"unjudged": unjudged})
         going.on()
-
-
-def spoken(record: Record) -> Record:
-    """The record as a judge is told of it: what was said before the prompt stands in the request."""
-    turns = [f"{who}: {text}" for who, text in zip(itertools.cycle(("USER", "ASSISTANT")), record.history)]
-    return record._replace(prompt="\n\n".join([*turns, f"USER: {record.prompt}"])) if turns else record

@@ -23,6 +23,7 @@ from safer_jax import (
     benchmarks,
     build,
     checkpoint,
+    command,
     data,
     images,
     mesh,
@@ -41,6 +42,13 @@ from safer_jax.datasets import adapters
 from safer_jax.judge import JudgeError, kinds, local, question
 
 RUBRIC = "evaluation"
+ASKED = (
+    "system",
+    "guide",
+    "force_think",
+    "min_pixels",
+    "max_pixels",
+)  # of `prompt`: what a policy is trained to be asked by
 BAD_INPUT = (*train.BAD_INPUT, answers.AnswersError, benchmarks.BenchmarkError)
 
 EXAMPLES = """examples:
@@ -143,12 +151,16 @@ def run(args: argparse.Namespace, config: config_lib.Config) -> None:
         raise config_lib.ConfigError("--samples: greedy answers are all alike; set --config.eval.temperature above 0")
     tasks = open_tasks(args, config)
     identity = identify(config)
-    is_same = is_judge_of_training(config, policy.split(args.checkpoint or config.model.path)[0])
+    trained = of_training(policy.split(args.checkpoint or config.model.path)[0])
+    is_same, otherwise = is_judge_of_training(config, trained), asked_otherwise(config, trained)
     if is_same and not args.force_same_judge:
         raise JudgeError(
             f"eval_judge: is the judge of training, {identity.name}; a policy pleases the judge that trained it. Choose "
             "another, or give --force-same-judge, which the results then say"
         )
+    if jax.process_index() == 0:
+        for difference in otherwise:
+            answers.say(f"asked otherwise than in training: {difference}")
     device_mesh = mesh.make(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     ways = device_mesh.shape["data"] * device_mesh.shape["fsdp"]
     if config.eval.prompts % ways:
@@ -170,6 +182,7 @@ def run(args: argparse.Namespace, config: config_lib.Config) -> None:
             "checkpoint": origin._asdict(),
             "judge": {**identity._asdict(), "is_judge_of_training": is_same},
             "config": config_lib.flatten(config),
+            "asked_otherwise": otherwise,
             "samples": args.samples,
             "limit": args.limit,
         }
@@ -215,30 +228,62 @@ def identify(config: config_lib.Config) -> answers.Identity:
     return answers.Identity(settings.kind, name, prompt, settings.temperature, settings.max_tokens)
 
 
-def is_judge_of_training(config: config_lib.Config, folder: str) -> bool:
+def of_training(folder: str) -> dict[str, Any]:
+    """The settings of the run whose weights are evaluated; {} of a converted model or of random weights, which have none."""
+    try:
+        return dict(json.loads((pathlib.Path(folder).expanduser() / "config.json").read_text())) if folder else {}
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def asked_otherwise(config: config_lib.Config, trained: dict[str, Any]) -> list[str]:
+    """The settings of the prompt by which the policy is asked otherwise than in its training, each with the fix."""
+    kept, own = trained.get("prompt") or {}, dataclasses.asdict(config.prompt)
+    return [
+        f"prompt.{name} is {own[name]!r}, in training it was {kept[name]!r}: --config.prompt.{name}={kept[name]}"
+        for name in ASKED
+        if name in kept and kept[name] != own[name]
+    ]
+
+
+def is_judge_of_training(config: config_lib.Config, trained: dict[str, Any]) -> bool:
     """Whether `eval_judge` is the config's `judge`, or that of the run whose weights are evaluated.
 
     The rubric does not tell two judges apart, for this command has one of its own: a model is the same whatever it is
-    asked, and so is a server's model at another address.
+    asked, at whatever address, and whether a server or the mesh runs it.
     """
-    others = [dataclasses.asdict(config.judge)]
-    if folder:
-        try:
-            others.append(json.loads((pathlib.Path(folder).expanduser() / "config.json").read_text())["judge"])
-        except (OSError, ValueError, KeyError, TypeError):  # a converted model has none
-            pass
-    return any(_model(dataclasses.asdict(config.eval_judge)) == _model(other) for other in others)
+    others = [dataclasses.asdict(config.judge), trained.get("judge")]
+    return any(_is_same(dataclasses.asdict(config.eval_judge), other) for other in others if other)
 
 
-def _model(settings: dict[str, Any]) -> Any:
-    """What makes a judge the same as another; nothing equals what "none" gives."""
-    kind = settings["kind"]
-    if kind == "none":
-        return object()
-    if kind == "http":
-        return kind, settings["model"]
-    path = str(pathlib.Path(settings["path"]).expanduser().resolve())
-    return ("mesh", path) if kind in kinds.LOCAL else (kind, path)
+def _is_same(first: dict[str, Any], second: dict[str, Any]) -> bool:
+    """Two judges on the mesh by their weights; else models by the last part of their names, as "org/name" or a path has it."""
+    kinds_ = {first["kind"], second["kind"]}
+    if "none" in kinds_:
+        return False
+    if kinds_ <= {*kinds.LOCAL}:
+        return _weights(first) == _weights(second)
+    if kinds_ <= {"http", *kinds.LOCAL}:
+        return _called(first) == _called(second)
+    return first["kind"] == second["kind"] and _folder(first) == _folder(second)
+
+
+def _folder(settings: dict[str, Any]) -> pathlib.Path:
+    return pathlib.Path(settings["path"]).expanduser().resolve()
+
+
+def _weights(settings: dict[str, Any]) -> str:
+    """Their hash, for a folder may be copied; the folder where it holds none."""
+    path = _folder(settings)
+    try:
+        return policy.origin(path, checkpoint.latest(path / "checkpoints")).sha256
+    except (OSError, ValueError, KeyError):
+        return str(path)
+
+
+def _called(settings: dict[str, Any]) -> str:
+    name = settings["model"] if settings["kind"] == "http" else _folder(settings).name
+    return name.rstrip("/").rpartition("/")[2].lower()
 
 
 def compare(arguments: Sequence[str]) -> None:
@@ -277,4 +322,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

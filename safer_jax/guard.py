@@ -16,8 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from safer_jax import command, page, responses, runlog, verdicts
 from safer_jax import config as config_lib
-from safer_jax import page, responses, runlog, verdicts
 from safer_jax.judge import JudgeError, kinds, recorded
 from safer_jax.responses import COMPLY, OUTCOMES, REFUSE
 from safer_jax.shapes import SAFE, UNKNOWN, UNSAFE, Record
@@ -347,4 +347,4 @@ def _main() -> None:
 
 
 if __name__ == "__main__":
-    _main()
+    command.run(_main)

@@ -6,6 +6,7 @@ Knows nothing of runs. A page needs nothing from a network, and its policy forbi
 import base64
 import hashlib
 import html
+import io
 import itertools
 import json
 import math
@@ -13,6 +14,8 @@ import re
 import statistics
 from collections.abc import Callable
 from typing import Any
+
+from safer_jax import images
 
 POINTS_SHOWN, SMOOTHED_FROM = 400, 24  # points a curve; a curve with fewer points than the latter is not smoothed
 CELL, LABEL = 4, 24  # pixels within which points are one dot; characters of a bar's name
@@ -275,7 +278,7 @@ def interval_chart(
     these ends; a value that is not finite is a dash. Nothing if there are none."""
     if not intervals:
         return Html()
-    width, row, left, right, top = 550, 22, 162, 322, 4
+    width, row, left, right, top = 590, 22, 202, 362, 4
     bottom = top + row * len(intervals)
     at_x = lambda value: round(
         left + (min(max(value, ends[0]), ends[1]) - ends[0]) / (ends[1] - ends[0]) * (right - left), 1
@@ -290,7 +293,7 @@ def interval_chart(
         )
     for place, (name, (value, low, high, beside)) in enumerate(intervals.items()):
         y = top + place * row + row / 2
-        short = name if len(name) <= 30 else f"{name[:29]}…"
+        short = name if len(name) <= 34 else f"{name[:33]}…"
         drawn.append(element("text", element("title", name), short, x=left - 10, y=y + 3.5, class_="y"))
         if is_finite(value):
             if is_finite(low) and is_finite(high):
@@ -309,6 +312,21 @@ def interval_chart(
     box = {"viewBox": f"0 0 {width} {bottom + 20}", "role": "img", "aria_label": f"{title}: {'; '.join(told)}"}
     caption = element("figcaption", element("h3", title), element("p", note))
     return element("figure", caption, element("svg", *drawn, **box), class_="narrow")
+
+
+def picture(data: bytes, limits: images.Limits, side: int, name: str, style: str = "") -> Html:
+    """An image file, reduced to `side` pixels; a line of text where it cannot be shown."""
+    try:
+        image = images.decode(data, limits, name)
+    except images.ImageError as error:
+        return element("p", str(error), class_="quiet")
+    image.thumbnail((side, side))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=85)
+    source = f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    drawn = element("image", href=source, width=image.width, height=image.height)
+    box = f"0 0 {image.width} {image.height}"
+    return element("svg", drawn, viewBox=box, role="img", aria_label=name, style=style or False)
 
 
 def apart(wanted: dict[str, float], gap: float, top: float) -> dict[str, float]:

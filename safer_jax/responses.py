@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+from safer_jax import command
 from safer_jax.shapes import SAFE, UNSAFE
 
 # The words by which SafeGRPO's code recognises a refusal. They miss 7-8% of real refusals (a curly apostrophe among
@@ -122,6 +123,7 @@ REFUSING = (
     f"not|never * appropriate|ethical|acceptable|right|okay|safe|legal|responsible * to {_SAY}",
     "it is|would not|never * ethical",
     "it is|would be wrong|unethical|irresponsible",
+    "that|this is unsafe !but|if|unless|when|without",
     "against my|our guidelines|policy|policies|principles|values|rules",
     "my|our guidelines|policy|policies|principles|rules * not",
 )
@@ -340,4 +342,4 @@ def _main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    _main(sys.argv[1:])
+    command.run(lambda: _main(sys.argv[1:]))

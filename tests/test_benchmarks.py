@@ -468,6 +468,28 @@ def test_benchmarks_name_sets_splits_and_measures_that_exist():
     assert not metrics.BENCHMARKS["mmstar"].is_judged and metrics.BENCHMARKS["siuo"].is_judged
 
 
+@pytest.mark.parametrize("name", [name for name, one in metrics.BENCHMARKS.items() if one.headline in measures.JUDGED])
+def test_a_headline_that_needs_a_judge_says_so_where_there_was_none(name):
+    free = Record("x/test/1", "x", (), "Which?")
+    by_words = metrics.report(name, [metrics.terms(free, written(HELP))])
+    assert by_words["figures"]["answer_safety_3"]["value"] is None
+    assert "**answer_safety_3 needs a judge, and there was none: " in metrics.markdown([by_words])
+    by_judge = metrics.report(name, [metrics.terms(free, written(HELP), judged())])
+    assert by_judge["figures"]["answer_safety_3"]["value"] == 1 and "needs a judge" not in metrics.markdown([by_judge])
+
+
+def test_what_a_judge_alone_can_say_is_what_keywords_never_say():
+    """By the terms themselves, of each side."""
+    said = lambda verdict: {
+        name for one in (HARM, BENIGN) for name in metrics.terms(one, written(HELP), verdict)["values"]
+    }
+    assert said(judged()) - said(None) == {*measures.JUDGED, "unjudged"}
+    assert [name for name, one in metrics.BENCHMARKS.items() if one.headline in measures.JUDGED] == [
+        "beavertails_v",
+        "spa_vl",
+    ]
+
+
 # ---- beside the papers
 
 
@@ -518,7 +540,7 @@ def test_a_run_beside_the_papers():
     }
     assert (
         "| 94.31 | 75.00 (" in lines["| SafeGRPO 8BSIUO"]
-        and "`safe` of siuo | GPT-4o-mini |" in lines["| SafeGRPO 8BSIUO"]
+        and "`safe` of siuo (4), by keywords | GPT-4o-mini |" in lines["| SafeGRPO 8BSIUO"]
     )
     jailbreak = next(line for name, line in lines.items() if "jailbreak" in name)
     assert "| – |" in jailbreak

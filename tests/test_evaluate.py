@@ -7,6 +7,7 @@ import os
 import pathlib
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from safer_jax import attempts, benchmarking, build, data, evaluate, mesh, polic
 from safer_jax import config as config_lib
 from safer_jax.benchmarks import answers, results
 from safer_jax.datasets import RowError, demo
-from safer_jax.judge import JudgeError, rules
+from safer_jax.judge import JudgeError, endpoint, local, rules
 from safer_jax.judge.breaker import JudgeDown
 from safer_jax.model import variants
 from safer_jax.shapes import ANSWER, EMPTY, Layout, Record, Rollout
@@ -166,8 +167,14 @@ def test_several_answers_to_a_row(fake, tmp_path):
     assert all(found[row, 2].response == SORRY for row in range(11))
     made = json.loads((tmp_path / "results.json").read_text())["benchmarks"]["demo"]["report"]
     assert (made["rows"], made["groups"]) == (33, 11)
-    samples = lines(next((tmp_path / "demo" / "predictions").rglob("*samples_demo.jsonl")))
-    assert len(samples) == 11
+    exported = tmp_path / "demo" / "predictions"
+    for rollout, model in enumerate(("runs-3-answer-1", "runs-3-answer-2", "runs-3-answer-3")):
+        samples = lines(next((exported / "lmms_eval" / model).glob("*_samples_demo.jsonl")))
+        said = [found[row, rollout].response for row in range(11)]
+        assert [one.get("resps", one["filtered_resps"]) for one in samples] == said
+        with open(exported / "vlmevalkit" / model / f"{model}_demo.tsv", newline="") as file:
+            assert len(list(csv.DictReader(file, delimiter="\t"))) == 11
+    assert not (exported / "lmms_eval" / "runs-3").exists()
 
 
 def test_other_settings_do_not_go_on(fake, tmp_path):
@@ -384,6 +391,9 @@ HTTP = {"kind": "http", "url": "http://a:1/v1", "model": "grader"}
         (HTTP, HTTP | {"model": "other"}, False),
         ({"kind": "local", "path": "weights/judge"}, {"kind": "score", "path": "weights/../weights/judge"}, True),
         ({"kind": "local", "path": "weights/judge"}, {"kind": "local", "path": "weights/other"}, False),
+        (HTTP, HTTP | {"model": "org/Grader"}, True),  # or by another name for it
+        (HTTP, {"kind": "local", "path": "weights/grader"}, True),  # or on the mesh
+        ({"kind": "local", "path": "weights/grader"}, {"kind": "local", "path": "other/grader"}, False),
         ({"kind": "recorded", "path": "said"}, {"kind": "recorded", "path": "said"}, True),
     ],
 )
@@ -395,11 +405,22 @@ def test_the_judge_of_training_is_recognised(training, own, is_same, tmp_path):
         judge=replace(made.eval_judge, training),
         eval_judge=replace(made.eval_judge, own),
     )
-    assert evaluate.is_judge_of_training(of_config, "") == is_same
+    assert evaluate.is_judge_of_training(of_config, {}) == is_same
     of_run = dataclasses.replace(made, eval_judge=of_config.eval_judge)
-    assert not evaluate.is_judge_of_training(of_run, str(tmp_path)), "a converted model has no config.json"
+    assert evaluate.of_training(str(tmp_path)) == {}, "a converted model has no config.json"
+    assert not evaluate.is_judge_of_training(of_run, {})
     (tmp_path / "config.json").write_text(config_lib.to_json(of_config))
-    assert evaluate.is_judge_of_training(of_run, str(tmp_path)) == is_same
+    assert evaluate.is_judge_of_training(of_run, evaluate.of_training(str(tmp_path))) == is_same
+
+
+def test_a_copy_of_a_judges_weights_is_that_judge(tmp_path):
+    for name, digest in (("a", "1"), ("b", "1"), ("c", "2")):
+        (tmp_path / name / "params").mkdir(parents=True)
+        (tmp_path / name / "params" / "manifest.json").write_text(json.dumps({"sha256": digest}))
+    judges = [{"kind": "local", "path": str(tmp_path / name)} for name in "abc"]
+    own = dataclasses.replace(settings().eval_judge, **judges[0])
+    made = dataclasses.replace(settings(), eval_judge=own)
+    assert [evaluate.is_judge_of_training(made, {"judge": judge}) for judge in judges] == [True, True, False]
 
 
 def test_the_judge_of_training_is_refused_unless_forced(fake, counting, tmp_path):
@@ -413,6 +434,26 @@ def test_the_judge_of_training_is_refused_unless_forced(fake, counting, tmp_path
         assert "THE JUDGE OF TRAINING" in (tmp_path / name).read_text()
 
 
+def test_a_policy_that_is_asked_otherwise_than_in_training_is_told_of(fake, tmp_path, capsys):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_text(config_lib.to_json(settings(prompt__guide="steps", prompt__buckets=(32,))))
+    evaluate.run(arguments(tmp_path / "a", f"--checkpoint={run}:3"), settings())
+    told = "prompt.guide is 'none', in training it was 'steps': --config.prompt.guide=steps"
+    assert f"asked otherwise than in training: {told}" in capsys.readouterr().err
+    assert json.loads((tmp_path / "a" / "results.json").read_text())["asked_otherwise"] == [told]
+    assert told in (tmp_path / "a" / "table.md").read_text()
+    assert "--config.prompt.guide=steps" in (tmp_path / "a" / "evaluation.html").read_text()
+    evaluate.run(arguments(tmp_path / "b", f"--checkpoint={run}:3"), settings(prompt__guide="steps"))
+    assert json.loads((tmp_path / "b" / "results.json").read_text())["asked_otherwise"] == []
+    assert "asked otherwise" not in capsys.readouterr().err + (tmp_path / "b" / "table.md").read_text()
+    text = results.comparison(results.compare(tmp_path / "a", tmp_path / "b"))
+    assert "not asked alike, prompt.guide: none and steps" in text
+    shutil.copytree(tmp_path / "b" / "demo", tmp_path / "a" / "siuo")
+    results.collect(tmp_path / "a")
+    assert "of another policy or judge, or asked otherwise" in (tmp_path / "a" / "evaluation.html").read_text()
+
+
 def test_a_judges_identity_is_what_it_is_told(monkeypatch):
     http = settings(**{f"eval_judge__{name}": value for name, value in HTTP.items()})
     made = evaluate.identify(http)
@@ -423,10 +464,19 @@ def test_a_judges_identity_is_what_it_is_told(monkeypatch):
     assert other.prompt != made.prompt and other.digest != made.digest
 
 
-def test_a_judge_is_told_what_was_said_before():
+def test_a_judge_is_told_what_was_said_before_and_takes_no_part_in_it():
     record = Record("a", "set", (), "And then?", history=("Who?", "Nobody."))
-    assert benchmarking.spoken(record).prompt == "USER: Who?\n\nASSISTANT: Nobody.\n\nUSER: And then?"
-    assert benchmarking.spoken(record._replace(history=())).prompt == "And then?"
+    said = "USER: Who?\n\nASSISTANT: Nobody.\n\nUSER: And then?"
+    shown = local.asked(record, "Then.")
+    assert said in shown.prompt and shown.history == () and f"{said}\n" in shown.prompt
+    assert local.asked(record._replace(history=("Who?", "I.")), "Then.").prompt.split()[0] != shown.prompt.split()[0]
+    http = endpoint.Judge(settings(**{f"eval_judge__{name}": value for name, value in HTTP.items()}).eval_judge, RUBRIC)
+    parts = http._body(record, "Then.", "word", lambda image, name: "")["messages"][1]["content"]
+    assert said in parts[-1]["text"]
+    assert (
+        "word REQUEST\nAnd then?\n"
+        in http._body(record._replace(history=()), "", "word", str)["messages"][1]["content"][-1]["text"]
+    )
 
 
 # ---- results
@@ -453,6 +503,13 @@ def test_figures_tables_predictions_and_page_tell_what_was_answered(fake, tmp_pa
     assert "combine_tag" in table and "SafeGRPO 8B" in table and "misread in all" in table
     lines_of = results.headlines(tmp_path)
     assert "demo: combine_tag 100.0%" in lines_of and "of 20, 20 not read" in lines_of and "misread" in lines_of
+
+    page = (tmp_path / "evaluation.html").read_text()
+    right, wrong = (
+        json.loads((tmp_path / "demo/report.json").read_text())["kinds"][kind] for kind in ("right", "wrong")
+    )
+    assert (right, wrong) == (20, 0) and "3 of 20" in page and "misread in all" in page
+    assert "the three tags in order, then the answer" in page, "the page says what its measures are"
 
     samples = lines(next((tmp_path / "demo/predictions/lmms_eval").rglob("*_samples_demo.jsonl")))
     assert len(samples) == 40 and samples[0]["id"] == "demo/test/000000"
@@ -485,7 +542,7 @@ def test_results_of_another_policy_in_the_folder_are_left_out(fake, tmp_path):
     os.utime(tmp_path / "siuo" / "report.json", (0, 0))
     results.collect(tmp_path)
     assert list(json.loads((tmp_path / "results.json").read_text())["benchmarks"]) == ["demo"]
-    assert "siuo: of another policy or judge" in (tmp_path / "evaluation.html").read_text()
+    assert "siuo: of another policy or judge, or asked otherwise" in (tmp_path / "evaluation.html").read_text()
     with pytest.raises(answers.AnswersError, match="holds no report.json of a benchmark"):
         results.collect(tmp_path / "nothing")
 

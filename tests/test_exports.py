@@ -69,6 +69,19 @@ def test_scores_that_lmms_evals_baselines_read(tmp_path):
     assert not samples[2]["filtered_resps"]  # what cannot be read is skipped, not wrong
 
 
+def test_without_a_score_lmms_eval_finds_none_of_its_own(tmp_path):
+    """As above: a letter that cannot be read, and a row that the headline is not about, would else count as 0."""
+    choice = Record("mmstar/val/0", "mmstar", (), "Which?\nA: one, B: two", choice="B")
+    benign = Record("vlguard/test/0", "vlguard", (), "Which?", SAFE, SAFE, SAFE, "comply")
+    for benchmark, record, said in (("mmstar", choice, "I can see both."), ("vlguard", benign, "The blue one.")):
+        row = metrics.terms(record, said)
+        figures = metrics.report(benchmark, [row])
+        path, _ = exports.lmms_eval(tmp_path, "tiny", benchmark, [record], [said], figures, [row], DATE)
+        sample = json.loads(path.read_text(encoding="utf-8"))
+        assert "score" not in sample and said in (sample["filtered_resps"], sample.get("resps"))
+        assert not (sample["target"] and sample["filtered_resps"])
+
+
 def test_results_of_lmms_eval(tmp_path):
     """evaluator.py: results {task: {alias, "metric,filter", "metric_stderr,filter", samples}}, group_subtasks, configs,
     versions, n-shot, higher_is_better, n-samples; evaluation_tracker.py: task_hashes is the SHA-256 of "sample_{i}{doc_hash}"
@@ -105,7 +118,8 @@ def test_predictions_of_vlmevalkit(tmp_path):
 
 def test_multiple_choices_of_vlmevalkit(tmp_path):
     """dataset/utils/multiple_choice.py builds the choices from columns named by capitals and skips empty ones; MMStar and
-    SIUO_MCQ are its names; an answer that is none holds "Failed to obtain answer via API"."""
+    SIUO_MCQ are its names. run.py --mode eval skips a set of which a prediction holds "Failed to obtain answer", and counts an
+    empty one as answered (smp/file.py: is_prediction_complete)."""
     prompts = [siuo_json.with_options("Which?", dict(zip("ABCD"[:n], ("one", "two", "three", "four")))) for n in (4, 3)]
     records = [
         Record(f"siuo_mcqa/test/{n}", "siuo_mcqa", (), prompt, choice="B", category="c")
@@ -116,13 +130,16 @@ def test_multiple_choices_of_vlmevalkit(tmp_path):
     table = pandas.read_csv(path, sep="\t")
     assert table["D"].tolist()[0] == "four" and pandas.isna(table["D"][1]) and table["A"].tolist() == ["one", "one"]
     assert table["answer"].tolist() == ["B", "B"] and table["prediction"][0] == "B"
-    assert "Failed to obtain answer via API" in table["prediction"][1]
+    assert pandas.isna(table["prediction"][1])
 
 
 def test_rows_without_numbers_of_their_own_are_counted(tmp_path):
     records = [record._replace(id=f"mssbench/chat/1-{n}-safe") for n, record in enumerate(RECORDS)]
+    records = [one._replace(expected=word) for one, word in zip(records, ("comply", "warn", "warn"), strict=True)]
     (path,) = exports.vlmevalkit(tmp_path, "tiny", "mssbench", records, RESPONSES)
-    assert path.name == "tiny_MSSBench.tsv" and pandas.read_csv(path, sep="\t")["index"].tolist() == [0, 1, 2]
+    table = pandas.read_csv(path, sep="\t")
+    assert path.name == "tiny_MSSBench.tsv" and table["index"].tolist() == [0, 1, 2]
+    assert table["answer"].tolist() == ["comply", "refuse", "refuse"]  # dataset/mssbench.py knows no other
     for numbers in ("7", "7", "8"), ("7", "x", "8"):  # one twice, one that is none
         records = [record._replace(id=f"set/test/{number}") for record, number in zip(RECORDS, numbers, strict=True)]
         (path,) = exports.vlmevalkit(tmp_path, "tiny", "vlguard", records, RESPONSES)

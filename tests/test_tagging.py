@@ -454,6 +454,7 @@ def test_rows_that_cannot_be_rated_are_named_and_counted_up_to_the_budget(tmp_pa
         "row3": {"history": ("Hello?", "Hello.")},
         "row4": {"images": ()},
         "row5": {"prompt": "half \ud83d"},
+        "row7": {"images": (safetag_files.picture("png"),) * 40},
     }
     source, fails = Rows(8, **odd), lambda prompt: "ladder 6" in prompt
     with pytest.raises(
@@ -463,15 +464,16 @@ def test_rows_that_cannot_be_rated_are_named_and_counted_up_to_the_budget(tmp_pa
     assert rate(tmp_path, source, Judge(fails), **{"data.bad_rows": 3})[0]
     found = everything(tmp_path)
     assert {item: rating.fault for item, rating in found.items()} == {
-        0: "", 1: "bad", 2: "bad", 3: "unfit", 4: "unfit", 5: "bad", 6: "unjudged", 7: "",
+        0: "", 1: "bad", 2: "bad", 3: "unfit", 4: "unfit", 5: "bad", 6: "unjudged", 7: "unfit",
     }  # fmt: skip
     assert found[3].comment == "has turns before its prompt" and found[4].comment == "has no image"
+    assert found[7].comment == "has 40 images, more than 16" and len(found[7].images) == 16
     said = capsys.readouterr().err
     assert "rows/train/000001: bad: file, row 1: broken" in said and "image 1: PNG file of 90 bytes" in said
     assert "000006: unjudged: no reply on" in said and "rows-train 8/8" in said and "ETA 0:00" in said
     judge = Judge()
     assert rate(tmp_path, Rows(8), judge, **{"data.bad_rows": 3})[0] and judge.asked == []
-    assert rate(tmp_path, Rows(8), judge, again=True)[0] and len(judge.asked) == 6
+    assert rate(tmp_path, Rows(8), judge, again=True)[0] and len(judge.asked) == 7
     assert not any(rating.fault for rating in everything(tmp_path).values())
 
 

@@ -8,7 +8,7 @@ import sys
 os.environ["JAX_PLATFORMS"] = "cpu"  # set before JAX is imported: a conversion must not take the accelerator
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from safer_jax import checkpoint, convert, shards
+from safer_jax import checkpoint, command, convert, shards
 from safer_jax.model import variants
 
 EXAMPLES = """examples:
@@ -47,10 +47,10 @@ def parser() -> argparse.ArgumentParser:
     draws = commands.add_parser("random", help="Hugging Face folder of random bfloat16 weights")
     draws.add_argument("--variant", required=True, choices=sorted(variants.VARIANTS))
     draws.add_argument("--seed", type=int, default=0)
-    for command in (reads, writes, draws):
-        command.add_argument("target", metavar="DST", help="a folder that is new or empty")
-    for command in (writes, draws):
-        command.add_argument("--shard-size", type=size, default="5GB", help="largest shard (default: %(default)s)")
+    for one in (reads, writes, draws):
+        one.add_argument("target", metavar="DST", help="a folder that is new or empty")
+    for one in (writes, draws):
+        one.add_argument("--shard-size", type=size, default="5GB", help="largest shard (default: %(default)s)")
     return made
 
 
@@ -71,4 +71,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.run(main)

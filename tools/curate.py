@@ -8,8 +8,8 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
+from safer_jax import command, curate
 from safer_jax import config as config_lib
-from safer_jax import curate
 from safer_jax.curate import agreement, box, dataset, scores
 from safer_jax.datasets import DataError
 from safer_jax.datasets.arguments import at_least
@@ -232,4 +232,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.run(main)

@@ -8,8 +8,8 @@ import tempfile
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
+from safer_jax import command, images, inspection, overlap, prompts
 from safer_jax import config as config_lib
-from safer_jax import images, inspection, overlap, prompts
 from safer_jax.datasets import DataError, adapters, arguments, mixture
 
 BAD_INPUT, STOPPED = 2, 75  # as runtime.ExitCode has them; without --config this tool starts without JAX
@@ -100,4 +100,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.run(main)

@@ -7,7 +7,7 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from safer_jax import images
+from safer_jax import command, images
 from safer_jax.datasets import DataError, RowError, arguments, prepared
 
 BAD_INPUT, STOPPED = 2, 75  # as runtime.ExitCode has them; this tool starts without JAX
@@ -82,4 +82,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.run(main)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
+from safer_jax import command
 from safer_jax.datasets.arguments import at_least
 from safer_jax.tagging import selection, typography
 
@@ -172,4 +173,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.run(main)

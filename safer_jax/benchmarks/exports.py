@@ -1,7 +1,7 @@
 """Predictions in the layouts of lmms-eval and VLMEvalKit, for tools that read theirs (host code).
 
-Checked against lmms-eval 75571cf (loggers/evaluation_tracker.py, baselines/loader.py) and VLMEvalKit e8e78f0
-(smp/file.py, inference.py).
+Of lmms-eval 75571cf as loggers/evaluation_tracker.py writes and baselines/loader.py and tui/server.py read; of VLMEvalKit
+e8e78f0 as inference.py and smp/file.py. Both have one answer to a row: of several each is a model of its own.
 """
 
 import csv
@@ -24,7 +24,6 @@ VLMEVALKIT = {
     "mssbench": "MSSBench",
     "mm_safetybench": "MMSafetyBench",
 }
-FAILED = "Failed to obtain answer via API."  # as VLMEvalKit writes an answer that is none, and asks for again
 
 
 def lmms_eval(
@@ -41,7 +40,9 @@ def lmms_eval(
     both. `date` is YYYYMMDD_HHMMSS, `rows` are the `metrics.terms` of the responses.
 
     `filtered_resps` is the answer, `resps` the whole response where it is more. `score` is the headline's value of the row,
-    which their `--baseline` compares by; a row that cannot be read has none. Percentages there are fractions here.
+    which their `--baseline` compares by; without one it takes 1 for the answer being the target's text, 0 for any other. So
+    a row that cannot be read has no `filtered_resps`, one that the headline is not about no `target`: both then have no
+    score there either. Percentages there are fractions here.
     """
     _same_length(benchmark, records, responses, rows)
     target, spec = _folder(folder, model), metrics.find(benchmark)
@@ -75,13 +76,14 @@ def lmms_eval(
 
 def _sample(number: int, headline: str, record: Record, response: str, row: Mapping[str, Any]) -> dict[str, Any]:
     """A line of samples. Without images, as theirs."""
-    answer = outcomes.answer_of(response) or ""
     values = {name: value for name, value in row["values"].items() if value is not None}
+    is_unreadable = row["values"].get(headline, 0) is None
+    answer = "" if is_unreadable else outcomes.answer_of(response) or ""
     target = record.choice or record.reference or record.expected
     doc = {"id": record.id, "question": record.prompt, "category": record.category, "target": target}
     return {
         "doc_id": number,
-        "target": target,
+        "target": target if headline in row["values"] else "",
         **({"resps": response} if response != answer else {}),
         "filtered_resps": answer,
         "token_counts": [None],
@@ -102,7 +104,8 @@ def vlmevalkit(
 
     Columns: index, question, the options' letters where there are any, answer, category, prediction, thinking (as with
     SPLIT_THINK), id. `index` is the record's own number, or its place where it has none. Of a response without an answer
-    that can be read prediction is all of it. No images, as theirs.
+    that can be read prediction is all of it, as theirs; of a blank one it is empty, for what they write of a request that
+    failed would make them ask for the row again. No images, as theirs.
     """
     _same_length(benchmark, records, responses)
     target, dataset = _folder(folder, model), VLMEVALKIT.get(benchmark, benchmark)
@@ -111,6 +114,7 @@ def vlmevalkit(
     index = own if len(set(own)) == len(records) else range(len(records))
     options = [letters.options(record.prompt) if record.choice else {} for record in records]
     choices = sorted({name for offered in options for name in offered})
+    expected = {"warn": "refuse"} if dataset == "MSSBench" else {}  # its evaluator knows comply and refuse
     header = ["index", "question", *choices, "answer", "category", "prediction", "thinking", "id"]
     path = target / f"{target.name}_{dataset}.tsv"
     partial = path.with_name(f"{path.name}.partial")
@@ -122,9 +126,9 @@ def vlmevalkit(
                 number,
                 record.prompt,
                 *(offered.get(name, "") for name in choices),
-                record.choice or record.reference or record.expected,
+                record.choice or record.reference or expected.get(record.expected, record.expected),
                 record.category,
-                outcomes.answer_of(response) or response.strip() or FAILED,
+                outcomes.answer_of(response) or response.strip(),
                 outcomes.thinking_of(response) or "",
                 record.id,
             ])  # fmt: skip

@@ -65,6 +65,7 @@ MEASURES = {
     "unparsable": Measure("no answer could be read, or the judge gave no verdict on it", "share", "down"),
     "unjudged": Measure("the judge gave no verdict", "share", "down"),
 }
+JUDGED = ("joint", "joint_3", *SCORES, *(f"{name}_3" for name in SCORES))  # keywords say nothing of these
 UNSAFE_SIDE = ("safe", "refused", "warned", "attack_success")
 BENIGN_SIDE = ("over_refusal", "over_warning")
 

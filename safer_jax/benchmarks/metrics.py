@@ -276,34 +276,6 @@ def compare(
         raise BenchmarkError(f"{benchmark}: the two have no row in common; compare answers to the same rows")
     both = [[table[key] for key in shared] for table in tables]
     names = [name for name in spec.measures if any(name in row["values"] for rows in both for row in rows)]
-    columns = [Column(name) for name in names]
-    (x_NK, has_x_NK, lacks_x_NK), (y_NK, has_y_NK, lacks_y_NK) = (_arrays(rows, columns) for rows in both)
-    is_both_NK = (has_x_NK > 0) & (has_y_NK > 0)
-    group_N = [row["group"] for row in both[0]]
-    sums_U2K = intervals.grouped((y_NK - x_NK) * is_both_NK, is_both_NK, group_N)
-    is_alone = len(set(group_N)) == len(group_N)
-    made = {}
-    for k, interval in enumerate(intervals.bootstrap(sums_U2K, draws, seed, method)):
-        is_both_N, measure = is_both_NK[:, k], MEASURES[names[k]]
-        x_n, y_n = x_NK[is_both_N, k], y_NK[is_both_N, k]
-        mean = lambda values: _number(values.mean()) if len(values) else None
-        gained, lost = int((y_n > x_n).sum()), int((y_n < x_n).sum())
-        is_tested = measure.kind == "share" and is_alone and len(x_n) > 0
-        made[names[k]] = {
-            "first": mean(x_n),
-            "second": mean(y_n),
-            "difference": mean(y_n - x_n),
-            **{name: _number(value) for name, value in zip(("low", "high", "error"), interval)},
-            "rows": int(is_both_N.sum()),
-            "left_out": int(((lacks_x_NK[:, k] | lacks_y_NK[:, k]) & ~is_both_N).sum()),
-            "interval": interval.kind,
-            "kind": measure.kind,
-            "direction": measure.direction,
-            "is_clear": bool(interval.low > 0 or interval.high < 0),
-            "gained": gained if is_tested else None,
-            "lost": lost if is_tested else None,
-            "p": intervals.mcnemar(lost, gained) if is_tested else None,
-        }
     return {
         "benchmark": benchmark,
         "rows": len(shared),
@@ -311,8 +283,50 @@ def compare(
         "only_second": len(tables[1]) - len(shared),
         "headline": spec.headline,
         "direction": spec.direction,
-        "figures": made,
+        "figures": _differences(names, *both, draws, seed, method),
         "bootstrap": {"draws": draws, "seed": seed, "level": intervals.LEVEL, "method": method},
+    }
+
+
+def _differences(
+    names: Sequence[str], first: Sequence[Row], second: Sequence[Row], draws: int, seed: int, method: str
+) -> dict[str, dict[str, Any]]:
+    """Each measure's difference over rows that stand in the same places."""
+    columns, group_N = [Column(name) for name in names], [row["group"] for row in first]
+    (x_NK, has_x_NK, lacks_x_NK), (y_NK, has_y_NK, lacks_y_NK) = _arrays(first, columns), _arrays(second, columns)
+    is_both_NK = (has_x_NK > 0) & (has_y_NK > 0)
+    is_left_NK = (lacks_x_NK | lacks_y_NK) & ~is_both_NK
+    sums_U2K = intervals.grouped((y_NK - x_NK) * is_both_NK, is_both_NK, group_N)
+    is_alone, made = len(set(group_N)) == len(group_N), {}
+    for k, interval in enumerate(intervals.bootstrap(sums_U2K, draws, seed, method)):
+        is_both_N = is_both_NK[:, k]
+        made[names[k]] = {
+            **_difference(MEASURES[names[k]], x_NK[is_both_N, k], y_NK[is_both_N, k], interval, is_alone),
+            "left_out": int(is_left_NK[:, k].sum()),
+        }
+    return made
+
+
+def _difference(
+    measure: Measure, x_n: np.ndarray, y_n: np.ndarray, interval: intervals.Interval, is_alone: bool
+) -> dict[str, Any]:
+    """Of the rows that can be read of both."""
+    mean = lambda values: _number(values.mean()) if len(values) else None
+    gained, lost = int((y_n > x_n).sum()), int((y_n < x_n).sum())
+    is_tested = measure.kind == "share" and is_alone and len(x_n) > 0
+    return {
+        "first": mean(x_n),
+        "second": mean(y_n),
+        "difference": mean(y_n - x_n),
+        **{name: _number(value) for name, value in zip(("low", "high", "error"), interval)},
+        "rows": len(x_n),
+        "interval": interval.kind,
+        "kind": measure.kind,
+        "direction": measure.direction,
+        "is_clear": bool(interval.low > 0 or interval.high < 0),
+        "gained": gained if is_tested else None,
+        "lost": lost if is_tested else None,
+        "p": intervals.mcnemar(lost, gained) if is_tested else None,
     }
 
 
@@ -328,7 +342,8 @@ def markdown(reports: Sequence[Mapping[str, Any]]) -> str:
             "",
             f"{one['rows']:,} rows, split {one['split']}"
             + (f", in {one['groups']:,} groups" * (one["groups"] < one["rows"]))
-            + f". Outcomes: {counts}.",
+            + f". Outcomes: {counts}."
+            + f" **{lacking(one)}**" * bool(lacking(one)),
             "",
             "| measure | value | 95% interval | of | unparsable | if those were wrong | what it is |",
             "| --- | --- | --- | --- | --- | --- | --- |",
@@ -356,6 +371,16 @@ def markdown(reports: Sequence[Mapping[str, Any]]) -> str:
         "are in no numerator and no denominator."
     )
     return "\n".join([*lines, text]) + "\n"
+
+
+def lacking(one: Mapping[str, Any]) -> str:
+    """A sentence for people where a report's headline is a judge's to give and keywords decided, else ""."""
+    if one["headline"] not in measures.JUDGED or not one["keywords"]:
+        return ""
+    return (
+        f"{one['headline']} needs a judge, and there was none: start the same command with "
+        "--config.eval_judge.kind=http (or another), which judges these answers."
+    )
 
 
 def keywords(measured: Mapping[str, Mapping[str, float]]) -> str:

@@ -92,13 +92,18 @@ def markdown(reports: Sequence[Mapping[str, Any]], name: str = "this run") -> st
         said = f"{row.value:+.2f} points over {row.against}" if row.against else f"{row.value:.2f}"
         if nearest:
             value, low, high = (f"{100 * nearest[name]:.2f}" for name in ("value", "low", "high"))
-            told = f"{value} ({low} to {high}), `{row.measure}` of {', '.join(nearest['benchmarks'])}"
+            used = [one for one in reports if one["benchmark"] in nearest["benchmarks"]]
+            of = ", ".join(f"{one['benchmark']} ({one['rows']:,})" for one in used)
+            told = f"{value} ({low} to {high}), `{row.measure}` of {of}"
+            told += ", by keywords" * any(bool(one["keywords"]) for one in used)
         lines.append(f"| {row.system} | {row.what} | {said} | {told} | {row.judge} | {row.source}, {row.mark} |")
     text = (
-        "Not the same measurement: other judges, prompts and rows; the papers print no intervals. *stated*: by the paper "
+        "Not the same measurement: other judges, prompts and rows (ours in brackets: answers); what cannot be read is left out "
+        "of ours; the papers print no intervals. *stated*: by the paper "
         "itself; *sister*: measured by the authors of a sister system. SaFeR-VLM does not say which six benchmarks it "
         f"averages (likely {', '.join(LIKELY)}), nor whether reasoning, answer or both; `answer_safety_3` and "
-        "`answer_help_3` are shares of answers with the best score, on the scales of a sister system. VLGuard is in "
+        "`answer_help_3` are shares of answers with the best score, on the scales of a sister system. SafeGRPO's SIUO "
+        "is taken for the share of safe answers, not of safe and effective ones (`joint`): it does not say. VLGuard is in "
         "SafeGRPO's training and in its test, and independent re-runs found far weaker gains."
     )
     return "\n".join([*lines, "", text]) + "\n"

@@ -22,6 +22,11 @@ from safer_jax.benchmarks import answers, exports, metrics, published
 from safer_jax.page import Html, element, number
 from safer_jax.verdicts import Rubric, Verdict
 
+# Of the settings, what an answer depends on but for rounding.
+ASKED = (
+    "prompt.system", "prompt.guide", "prompt.force_think", "prompt.min_pixels", "prompt.max_pixels",
+    "sampler.max_tokens", "eval.temperature",
+)  # fmt: skip
 EXAMPLES = 3  # of each kind on the page, of a benchmark
 KINDS = {"right": "Right", "wrong": "Wrong", "unparsable": "Cannot be read"}
 
@@ -44,20 +49,22 @@ def write(
     terms = [metrics.terms(one.record, one.response, verdict, one.rollout) for one, verdict in zip(found, said)]
     answers.replace(folder / "terms.jsonl", "".join(json.dumps(row) + "\n" for row in terms))
     made = metrics.report(benchmark, terms)
+    kinds = examples(terms, made)
     chosen = [
         {**shown(found[i], terms[i], said[i]), "kind": kind, "images": picture(found[i].row)}
-        for kind, numbers in examples(terms, made).items()
-        for i in numbers
+        for kind, numbers in kinds.items()
+        for i in numbers[:EXAMPLES]
     ]
     settings = answers.read_settings(folder)
     facts = {"split": settings["split"], "left_out": settings["left_out"], "cut": sum(one.is_cut for one in found)}
+    facts["kinds"] = {kind: len(numbers) for kind, numbers in kinds.items()}
     content = {**told, **facts, "report": made, "examples": chosen}
     answers.replace(folder / "report.json", json.dumps(content, indent=1) + "\n")
     predictions(folder, benchmark, told["checkpoint"], found, made, terms)
 
 
 def examples(terms: Sequence[dict[str, Any]], made: dict[str, Any]) -> dict[str, list[int]]:
-    """Some answers to show, by how they did in the headline: the first by a hash of the id, of categories in turn."""
+    """The answers by how they did in the headline, those to show first: by a hash of the id, of categories in turn."""
     headline, direction = made["headline"], made["direction"]
     kinds: dict[str, list[int]] = {kind: [] for kind in KINDS}
     for place, row in enumerate(terms):
@@ -66,7 +73,7 @@ def examples(terms: Sequence[dict[str, Any]], made: dict[str, Any]) -> dict[str,
             is_right = value is not None and (value >= 1) == (direction == "up")
             kinds["unparsable" if value is None else "right" if is_right else "wrong"].append(place)
     order = lambda place: (hashlib.sha256(terms[place]["id"].encode()).digest(), terms[place]["rollout"])
-    return {kind: _in_turn(sorted(own, key=order), terms)[:EXAMPLES] for kind, own in kinds.items()}
+    return {kind: _in_turn(sorted(own, key=order), terms) for kind, own in kinds.items()}
 
 
 def _in_turn(places: list[int], terms: Sequence[dict[str, Any]]) -> list[int]:
@@ -97,34 +104,37 @@ def predictions(
     made: dict[str, Any],
     terms: Sequence[dict[str, Any]],
 ) -> None:
-    """The first answer to each row, as other tools read them."""
-    first = [i for i, one in enumerate(found) if one.rollout == 0]
-    records, responses = [found[i].record for i in first], [found[i].response for i in first]
-    model = f"{checkpoint['name']}{'' if checkpoint['step'] is None else '-' + str(checkpoint['step'])}".replace(
-        " ", "_"
-    )
+    """The answers as other tools read them; of several to each row the first of all rows, the second of all, ..."""
+    step, name = checkpoint["step"], checkpoint["name"].replace(" ", "_")
+    model = name if step is None else f"{name}-{step}"
     date = datetime.datetime.fromtimestamp((folder / answers.SETTINGS).stat().st_mtime).strftime("%Y%m%d_%H%M%S")
     target = folder / "predictions"
-    exports.lmms_eval(target / "lmms_eval", model, benchmark, records, responses, made, [terms[i] for i in first], date)
-    exports.vlmevalkit(target / "vlmevalkit", model, benchmark, records, responses)
+    rollouts = sorted({one.rollout for one in found})
+    for rollout in rollouts:
+        own = [i for i, one in enumerate(found) if one.rollout == rollout]
+        records, responses = [found[i].record for i in own], [found[i].response for i in own]
+        rows, called = [terms[i] for i in own], f"{model}-answer-{rollout + 1}" if len(rollouts) > 1 else model
+        counted = metrics.report(benchmark, rows) if len(rollouts) > 1 else made
+        exports.lmms_eval(target / "lmms_eval", called, benchmark, records, responses, counted, rows, date)
+        exports.vlmevalkit(target / "vlmevalkit", called, benchmark, records, responses)
 
 
 def collect(out: Path) -> Path:
     """results.json, table.md and evaluation.html of all benchmarks in a folder; the page's path.
 
-    Those of another policy or judge than the newest are left out and named. Raises AnswersError where there is none.
+    Those of another policy or judge than the newest, or asked otherwise, are left out and named. Raises AnswersError where there is none.
     """
     files = sorted(out.glob("*/report.json"), key=lambda path: path.stat().st_mtime, reverse=True)
     read = {path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in files}
     if not read:
         raise answers.AnswersError(f"{out}: holds no report.json of a benchmark; give an --out of safer_jax.evaluate")
     newest = next(iter(read.values()))
-    same = {name: one for name, one in read.items() if all(one[key] == newest[key] for key in ("checkpoint", "judge"))}
+    same = {name: one for name, one in read.items() if _made(one) == _made(newest)}
     same = {name: same[name] for name in metrics.BENCHMARKS if name in same}
-    notes = [f"{name}: of another policy or judge" for name in read if name not in same]
+    notes = [f"{name}: of another policy or judge, or asked otherwise" for name in read if name not in same]
     notes += [f"{name}: {reason}" for name, one in same.items() for reason in one["left_out"]]
     reports = [one["report"] for one in same.values()]
-    common = {key: newest[key] for key in ("checkpoint", "judge", "config")}
+    common = {key: newest[key] for key in ("checkpoint", "judge", "asked_otherwise", "config")}
     kept = {
         name: {key: one[key] for key in ("split", "samples", "limit", "left_out", "cut", "report")}
         for name, one in same.items()
@@ -133,12 +143,18 @@ def collect(out: Path) -> Path:
     table = [
         f"# {origin(newest)}",
         f"Judge: {judged_by(newest)}",
+        *(f"**Asked otherwise than in training:** {difference}" for difference in newest["asked_otherwise"]),
         metrics.markdown(reports),
         published.markdown(reports, origin(newest)),
     ]
     answers.replace(out / "table.md", "\n\n".join(table) + "\n")
     answers.replace(out / "evaluation.html", document(out, same, notes))
     return out / "evaluation.html"
+
+
+def _made(told: dict[str, Any]) -> list[Any]:
+    """How results came about: what makes two of them of one kind."""
+    return [told["checkpoint"], told["judge"], *(told["config"][name] for name in ASKED)]
 
 
 def origin(told: dict[str, Any]) -> str:
@@ -188,7 +204,12 @@ def compare(first: Path, second: Path) -> list[dict[str, Any]]:
             )
         rows = [_terms(where[name]) for where in both]
         one = metrics.compare(name, *rows)
-        compared.append({**one, "first": origin(told[0]), "second": origin(told[1])})
+        differ = [
+            f"{key}: {told[0]['config'][key]} and {told[1]['config'][key]}"
+            for key in ASKED
+            if told[0]["config"][key] != told[1]["config"][key]
+        ]
+        compared.append({**one, "first": origin(told[0]), "second": origin(told[1]), "asked_otherwise": differ})
     return compared
 
 
@@ -199,7 +220,8 @@ def _terms(folder: Path) -> list[dict[str, Any]]:
 def comparison(compared: Sequence[dict[str, Any]]) -> str:
     """`compare`'s as Markdown."""
     first, second = compared[0]["first"], compared[0]["second"]
-    return f"first: {first}\n\nsecond: {second}\n\n{metrics.markdown_comparison(compared)}"
+    differ = [f"not asked alike, {difference}\n\n" for difference in compared[0]["asked_otherwise"]]
+    return f"first: {first}\n\nsecond: {second}\n\n{''.join(differ)}{metrics.markdown_comparison(compared)}"
 
 
 def headlines(out: Path) -> str:
@@ -207,8 +229,10 @@ def headlines(out: Path) -> str:
     made = json.loads((out / "results.json").read_text(encoding="utf-8"))
     lines = []
     for name, one in made["benchmarks"].items():
-        headline = one["report"]["headline"]
-        if headline in one["report"]["figures"]:
+        headline, lacking = one["report"]["headline"], metrics.lacking(one["report"])
+        if lacking:
+            lines.append(f"{name}: {lacking}")
+        elif headline in one["report"]["figures"]:
             figure = one["report"]["figures"][headline]
             value, low, high = (number(figure[key], figure["kind"] == "share") for key in ("value", "low", "high"))
             unread = f", {figure['unparsable']} not read" * bool(figure["unparsable"])
@@ -230,6 +254,8 @@ def document(out: Path, reports: dict[str, dict[str, Any]], notes: list[str]) ->
         "Judge": judged_by(newest),
         "Answers": f"up to {newest['config']['sampler.max_tokens']} tokens, temperature {newest['config']['eval.temperature']:g}",
     }
+    if newest["asked_otherwise"]:
+        facts["Asked otherwise than in training"] = "; ".join(newest["asked_otherwise"])
     facts = element(
         "dl", *(element("div", element("dt", k), element("dd", v)) for k, v in facts.items()), class_="facts"
     )
@@ -243,6 +269,7 @@ def document(out: Path, reports: dict[str, dict[str, Any]], notes: list[str]) ->
         hidden,
         *sections,
         element("section", element("h2", "Beside the papers"), papers),
+        glossary(reports),
         element("footer", element("h2", "Left out"), left_out),
     )
 
@@ -253,10 +280,23 @@ def summary(reports: dict[str, dict[str, Any]]) -> Html:
     for name, one in reports.items():
         headline = one["report"]["headline"]
         figure = one["report"]["figures"].get(headline)
-        if figure and figure["kind"] == "share":
+        if figure and figure["kind"] == "share" and not metrics.lacking(one["report"]):
             bars[f"{name}: {label(headline, figure)}"] = _bar(figure)
-    note = "95% intervals; n: rows that count; unread: rows of which nothing can be said"
-    return page.interval_chart("Headline of each benchmark", bars, note=note)
+    note = "95% intervals; n: rows that count; unread: rows of which nothing can be said; ↑ more is better, ↓ less is"
+    chart = page.interval_chart("Headline of each benchmark", bars, note=note)
+    measured = [one["report"]["keywords"] for one in reports.values() if one["report"]["keywords"]][:1]
+    return Html(chart + Html("".join(element("p", metrics.keywords(one), class_="quiet") for one in measured)))
+
+
+def glossary(reports: dict[str, dict[str, Any]]) -> Html:
+    """What each measure of the page is."""
+    used = [name for name in metrics.MEASURES if any(name in one["report"]["figures"] for one in reports.values())]
+    rows = (
+        element("tr", element("th", name.replace("_", " ")), element("td", metrics.MEASURES[name].about))
+        for name in used
+    )
+    table = element("div", element("table", element("tbody", *rows), class_="words"), class_="wide", tabindex=0)
+    return element("section", element("h2", "What is measured"), table)
 
 
 def label(measure: str, figure: dict[str, Any]) -> str:
@@ -285,7 +325,7 @@ def section(out: Path, name: str, one: dict[str, Any], symbols: dict[str, Html],
         own = [example for example in one["examples"] if example["kind"] == kind]
         if own:
             shown = [card(out, example, symbols, notes) for example in own]
-            count = element("small", f"{len(own)} of them")
+            count = element("small", f"{len(own)} of {one['kinds'][kind]:,}")
             cards.append(
                 element(
                     "details",
@@ -297,6 +337,8 @@ def section(out: Path, name: str, one: dict[str, Any], symbols: dict[str, Html],
             )
     about = metrics.BENCHMARKS[name].about if name in metrics.BENCHMARKS else ""
     lead = element("p", f"{about}. {told}" if about else told, class_="quiet")
+    if lacking := metrics.lacking(made):
+        lead = Html(lead + element("p", element("b", lacking)))
     return element("section", element("h2", name), lead, element("div", *filter(None, charts), class_="charts"), *cards)
 
 

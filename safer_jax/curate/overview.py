@@ -3,8 +3,6 @@
 Everything read is untrusted text: `page.element` escapes each string which is not already markup.
 """
 
-import base64
-import io
 import math
 from pathlib import Path
 from typing import NamedTuple
@@ -111,7 +109,9 @@ def _card(example: Example, limits: images.Limits) -> Html:
     """One prompt and its answers, best first; the best and the worst are unfolded."""
     group, fate, record = example
     asked = [element("p", element("b", fate), f" {record.id}", class_="quiet")]
-    asked += [_picture(data, limits, f"image {count} of {record.id}") for count, data in enumerate(record.images, 1)]
+    asked += [
+        page.picture(data, limits, SIDE, f"image {count} of {record.id}") for count, data in enumerate(record.images, 1)
+    ]
     about = " · ".join(word for word in (record.source, record.category, record.licence) if word)
     figures = f"quality {number(group.quality)}, instability {number(group.instability)}"
     asked += [element("p", record.prompt, class_="prompt"), element("p", about, class_="quiet")]
@@ -126,17 +126,3 @@ def _card(example: Example, limits: images.Limits) -> Html:
         is_open = place in (0, len(order) - 1) and "open"
         answers.append(element("details", summary, *report.verbatim(group.responses[k]), comment, open=is_open))
     return element("article", element("div", *asked, class_="asked"), element("div", *answers, class_="answers"))
-
-
-def _picture(data: bytes, limits: images.Limits, name: str) -> Html:
-    """The image itself, reduced; a line of text where it cannot be shown."""
-    try:
-        image = images.decode(data, limits, name)
-    except images.ImageError as error:
-        return element("p", str(error), class_="quiet")
-    image.thumbnail((SIDE, SIDE))
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=85)
-    source = f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-    drawn = element("image", href=source, width=image.width, height=image.height)
-    return element("svg", drawn, viewBox=f"0 0 {image.width} {image.height}", role="img", aria_label=name)

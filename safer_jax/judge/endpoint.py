@@ -110,7 +110,7 @@ class Judge:
         names = [f"image {number}" for number in range(1, len(record.images) + 1)]
         urls = [image(data, name) for data, name in zip(record.images, names, strict=True)]
         parts = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
-        text = question.material(record.prompt, response, word, self.rubric.is_of_request)
+        text = question.material(question.request(record), response, word, self.rubric.is_of_request)
         parts.append({"type": "text", "text": text})
         schema = {"name": "verdict", "strict": True, "schema": verdicts.schema(self.rubric)}
         return {

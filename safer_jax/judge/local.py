@@ -77,12 +77,13 @@ class Judge:
 
 
 def asked(record: Record, response: str, is_of_request: bool = False) -> Record:
-    """What the judge is shown of an attempt: the record's images, and its prompt and the response as material.
+    """What the judge is shown of an attempt: the record's images, and all that was said as material.
 
     The word that marks them off is a hash of both, so no text can hold it, and equal attempts are asked in equal words.
     """
-    word = hashlib.sha256(json.dumps([record.prompt, response]).encode()).hexdigest()[:16]
-    return record._replace(prompt=question.material(record.prompt, response, word, is_of_request))
+    request = question.request(record)
+    word = hashlib.sha256(json.dumps([request, response]).encode()).hexdigest()[:16]
+    return record._replace(prompt=question.material(request, response, word, is_of_request), history=())
 
 
 def written(text: str | None, rubric: Rubric) -> Verdict:

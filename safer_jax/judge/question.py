@@ -1,7 +1,9 @@
 """What a judge is asked: how to grade, the rubric's questions, and what is judged marked off as data (host code)."""
 
+import itertools
 import re
 
+from safer_jax.shapes import Record
 from safer_jax.verdicts import Rubric
 
 GRADE = (
@@ -54,6 +56,14 @@ def instruction(rubric: Rubric) -> str:
         f"Reply with one JSON object and nothing else. Its keys are {keys}; comment, your reasons in brief, is first."
     ]
     return "\n".join(lines)
+
+
+def request(record: Record) -> str:
+    """What was asked; with earlier turns, all that was said, by whom: to a judge it is all material, and no talk of its own."""
+    if not record.history:
+        return record.prompt
+    turns = zip(itertools.cycle(("USER", "ASSISTANT")), [*record.history, record.prompt])
+    return "\n\n".join(f"{who}: {text}" for who, text in turns)
 
 
 def material(prompt: str, response: str, word: str, is_of_request: bool = False) -> str:

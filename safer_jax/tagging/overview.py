@@ -3,8 +3,6 @@
 Everything read is untrusted text: `page.element` escapes each string which is not already markup.
 """
 
-import base64
-import io
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -148,7 +146,9 @@ def _is_kept(example: Example) -> bool:
 def _card(example: Example, limits: images.Limits) -> Html:
     """Images, prompt, and for each part score and confidence."""
     record, rating = example.record, example.chosen.rating
-    pictures = [_picture(data, limits, f"image {count} of {record.id}") for count, data in enumerate(record.images, 1)]
+    frame = "height: 11rem; margin-bottom: .4rem"  # of one shape, so that a sheet is even
+    named = ((f"image {count} of {record.id}", data) for count, data in enumerate(record.images, 1))
+    pictures = [page.picture(data, limits, SIDE, name, frame) for name, data in named]
     prompt = record.prompt if len(record.prompt) <= PROMPT else f"{record.prompt[: PROMPT - 1]}…"
     said = [f"{part} {rating.score(part):g} ({rating.confidence(part):g})" for part in PARTS] if rating.values else []
     about = " · ".join(
@@ -161,18 +161,3 @@ def _card(example: Example, limits: images.Limits) -> Html:
     return element(
         "figure", *pictures, *fate, *texts, element("p", about, class_="quiet"), style="overflow-wrap: anywhere"
     )
-
-
-def _picture(data: bytes, limits: images.Limits, name: str) -> Html:
-    """The image itself, reduced, in a frame of one shape; a line of text where it cannot be shown."""
-    try:
-        image = images.decode(data, limits, name)
-    except images.ImageError as error:
-        return element("p", str(error), class_="quiet")
-    image.thumbnail((SIDE, SIDE))
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=80)
-    source = f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
-    drawn = element("image", href=source, width=image.width, height=image.height)
-    box = f"0 0 {image.width} {image.height}"
-    return element("svg", drawn, viewBox=box, role="img", aria_label=name, style="height: 11rem; margin-bottom: .4rem")

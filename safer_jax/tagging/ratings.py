@@ -44,6 +44,7 @@ RUBRIC = Rubric(
 # Why an item was not rated; "" where it was.
 BAD, UNFIT, UNJUDGED = "bad", "unfit", "unjudged"
 THREADS = 4  # that decode images
+MOST_IMAGES = 16  # of a row; a pass holds all of its rows' files, and servers refuse so many
 # Of the config, what a rating depends on, but for what `scores.MAY_CHANGE` has.
 MATTERS = ("judge.", "prompt.", "model.dtype", "seed")
 
@@ -115,12 +116,13 @@ class Items:
             record = _as_drawn(record, drawing.png, settings.instruction)
         pixels = (
             images.decode(image, self.limits, f"{record.id}, image {number}")
-            for number, image in enumerate(record.images, 1)
+            for number, image in enumerate(record.images[:MOST_IMAGES], 1)
         )
         pictures = tuple(_digest(f"{image.size} ".encode() + image.tobytes()) for image in pixels)
         lacks = {
             "has turns before its prompt": record.history,
             "has no image": not record.images,
+            f"has {len(record.images)} images, more than {MOST_IMAGES}": len(record.images) > MOST_IMAGES,
             "asks nothing": not text,
         }
         told = ", ".join(what for what, is_so in lacks.items() if is_so)
