@@ -379,7 +379,13 @@ def _feeds(config: config_lib.Config, processor: prompts.Processor):
         sizes = measured.Sizes(processor, config.data.root, source.name)
         measure = seen.along(sizes) if jax.process_index() == 0 else sizes  # all find the same, one tells
         usable = data.usable(
-            source, measure, *most, config.data.bad_rows, is_training, train_on_eval=config.data.train_on_eval, tells=tells
+            source,
+            measure,
+            *most,
+            config.data.bad_rows,
+            is_training,
+            train_on_eval=config.data.train_on_eval,
+            tells=tells,
         )
         seen.save()
         sizes.save()
