@@ -140,6 +140,8 @@ def folder_of(name: str, folders: dict[str, str]) -> str:
     root = pathlib.Path(folders[""]).expanduser()
     if own := [str(root / one) for one in names if (root / one).is_dir()]:
         return own[0]
+    if not root.is_dir():
+        raise data.DataError(f"--data={root}: no such folder; correct it, or write --data={name}=FOLDER")
     raise data.DataError(
         f"--data={root}: holds no folder {' or '.join(names)}; rename one, or write --data={name}=FOLDER"
     )

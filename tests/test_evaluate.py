@@ -630,6 +630,8 @@ def test_folders_are_found_by_the_name_of_benchmark_set_or_module(tmp_path):
     assert of("mmstar", named) == "a" and of("mm_safetybench_typo", named) == "b" and of("siuo", named) == ""
     with pytest.raises(data.DataError, match=r"holds no folder vlguard; rename one, or write --data=vlguard=FOLDER"):
         of("vlguard", root)
+    with pytest.raises(data.DataError, match="no such folder; correct it"):
+        of("vlguard", evaluate.pairs(str(tmp_path / "nowhere")))
     with pytest.raises(data.DataError, match="--data: names no folder for siuo; add siuo=FOLDER"):
         evaluate.open_tasks(arguments(tmp_path, "--benchmark=siuo"), settings())
     benchmark_files.siuo(tmp_path / "siuo", 6)

@@ -220,7 +220,8 @@ def _terms(folder: Path) -> list[dict[str, Any]]:
 def comparison(compared: Sequence[dict[str, Any]]) -> str:
     """`compare`'s as Markdown."""
     first, second = compared[0]["first"], compared[0]["second"]
-    differ = [f"not asked alike, {difference}\n\n" for difference in compared[0]["asked_otherwise"]]
+    differences = dict.fromkeys(difference for one in compared for difference in one["asked_otherwise"])
+    differ = [f"not asked alike, {difference}\n\n" for difference in differences]
     return f"first: {first}\n\nsecond: {second}\n\n{''.join(differ)}{metrics.markdown_comparison(compared)}"
 
 
