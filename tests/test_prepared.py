@@ -273,7 +273,10 @@ def test_a_set_in_a_bucket_is_copied_once_and_checked(tmp_path, bucket):
         DataError, match="gs://sets/yours: split 'train' cannot be copied from there .FileNotFound.*gcsfs"
     ):
         adapters.load("prepared", "gs://sets/yours", "train", str(tmp_path / "root"))
-    with pytest.raises(DataError, match="'gs://sets/mine': 'safetag' is read from disk; copy it, or prepare it"):
+    with pytest.raises(
+        DataError,
+        match="'gs://sets/mine': 'safetag' is read from disk; copy it there, or prepare the copy with tools/prepare.py",
+    ):
         adapters.load("safetag", "gs://sets/mine", "train", str(tmp_path / "root"))
 
 
