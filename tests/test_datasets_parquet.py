@@ -96,6 +96,9 @@ def test_a_split_or_a_folder_that_is_not_there_is_named(name, tmp_path):
         opened(name, hub_files.write(name, tmp_path / "set"), "dev")
     with pytest.raises(DataError, match="nowhere: no such folder"):
         opened(name, tmp_path / "nowhere", split)
+    (tmp_path / "file").write_text("{}")
+    with pytest.raises(DataError, match=f"{tmp_path}/file: is a file; "):
+        opened(name, tmp_path / "file", split)
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=f"{tmp_path}/empty: "):
         opened(name, tmp_path / "empty", split)

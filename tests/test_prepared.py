@@ -157,20 +157,24 @@ def test_the_command_decodes_every_image(tmp_path):
 
 
 # In one process that has imported everything and started no thread: the killed ones are its forks. A moment is a number of
-# calls into C that the main thread makes, files and processes among them, so that it does not depend on the machine's pace.
+# calls into C that the main thread makes, first before each that touches a file: the machine's pace is no matter.
 KILLED = """
 import json, os, random, runpy, signal, sys
 sys.path[:0] = [{root!r}, {tests!r}]
 import pyarrow.parquet, test_prepared
 from safer_jax.datasets import prepared, safetag
 
+TOUCHES = (os.replace, os.fsync, os.mkdir, os.rmdir)
+
 def command(out, moment=-1):
     if (process := os.fork()) == 0:
-        made, told = 0, os.open(sys.argv[1] + "/calls", os.O_WRONLY | os.O_CREAT)
+        made, touching, told = 0, [], open(sys.argv[1] + "/calls", "w")
 
         def count(frame, event, called):
             nonlocal made
             made += event == "c_call"
+            if event == "c_call" and called in TOUCHES:
+                touching.append(made)
             if made == moment:
                 os.kill(os.getpid(), signal.SIGKILL)
 
@@ -180,17 +184,19 @@ def command(out, moment=-1):
             runpy.run_path({tool!r}, run_name="__main__")
         except SystemExit as ended:
             sys.setprofile(None)
-            os.write(told, str(made).encode())
+            json.dump([made, touching], told)
+            told.close()
             os._exit(ended.code)
     return os.waitpid(process, 0)[1]
 
 prepared._serialise(test_prepared.record(0))
 folder, kills = sys.argv[1], []
 assert command(folder + "/whole") == 0
-calls = int(open(folder + "/calls").read())
-for number in range(8):
+calls, touching = json.load(open(folder + "/calls"))
+first = [*touching[2:9], *touching[-6:], 0, 0, 0]  # before each step of a shard, and of the end; 0: anywhere
+for number, moment in enumerate(first):
     chance, out = random.Random(number), f"{{folder}}/torn{{number}}"
-    moment = calls - chance.randrange(1, calls // 8) if number % 2 else chance.randrange(1, calls)  # odd: near the end
+    moment = moment or chance.randrange(1, calls)
     while (status := command(out, moment)) != 0:
         assert os.WTERMSIG(status) == signal.SIGKILL, status
         kills.append(moment)
@@ -213,9 +219,9 @@ def test_the_command_killed_at_random_moments_ends_with_the_same_files(tmp_path)
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     calls, kills = json.loads(done.stdout.splitlines()[-1])
-    assert len(kills) >= 8 and max(kills) > 7 / 8 * calls, "in its last stretch too"
+    assert len(kills) >= 16 and max(kills) > 7 / 8 * calls, "in its last stretch too"
     whole = hashes(tmp_path / "whole")
-    for number in range(8):
+    for number in range(16):
         torn = tmp_path / f"torn{number}"
         assert hashes(torn) == whole, "the files of a preparation that was let be, and none beside them"
     numbers = [json.loads(line)["number"] for line in (torn / "prepared-train.jsonl").read_text().splitlines()[1:]]
@@ -267,7 +273,10 @@ def test_a_set_in_a_bucket_is_copied_once_and_checked(tmp_path, bucket):
         DataError, match="gs://sets/yours: split 'train' cannot be copied from there .FileNotFound.*gcsfs"
     ):
         adapters.load("prepared", "gs://sets/yours", "train", str(tmp_path / "root"))
-    with pytest.raises(DataError, match="'gs://sets/mine': 'safetag' is read from disk; copy it, or prepare it"):
+    with pytest.raises(
+        DataError,
+        match="'gs://sets/mine': 'safetag' is read from disk; copy it there, or prepare the copy with tools/prepare.py",
+    ):
         adapters.load("safetag", "gs://sets/mine", "train", str(tmp_path / "root"))
 
 

@@ -82,7 +82,8 @@ def load(name: str, folder: str, split: str, root: str = "") -> Source:
 
         if name != "prepared":
             raise DataError(
-                f"data.path {folder!r}: {name!r} is read from disk; copy it, or prepare it (tools/prepare.py)"
+                f"data.path {folder!r}: {name!r} is read from disk; copy it there, or prepare the copy with "
+                "tools/prepare.py: of what that writes data.name = 'prepared' reads a bucket"
             )
         folder = prepared.stage(str(folder), split, root)
     return ADAPTERS[name].open(Path(folder).expanduser(), split)

@@ -140,7 +140,9 @@ def find(folder: str | Path, *names: str) -> Path:
     """The first of `names`, paths below `folder`, that exists. Raises DataError that tells what lies there instead."""
     folder = Path(folder).expanduser()
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; name the folder that holds {names[0]}")
+        raise DataError(
+            f"{folder}: {'is a file' if folder.is_file() else 'no such folder'}; name the folder that holds {names[0]}"
+        )
     for name in names:
         if (folder / name).exists():
             return folder / name

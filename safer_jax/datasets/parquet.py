@@ -246,7 +246,9 @@ _ANYWHERE = ("*.parquet", "*/*.parquet", "*/*/*.parquet", "*/*/*/*.parquet")
 def _root(folder: str | Path) -> Path:
     root = Path(folder).expanduser()
     if not root.is_dir():
-        raise DataError(f"{root}: no such folder; set data.path to the folder with the set's parquet files")
+        raise DataError(
+            f"{root}: {'is a file' if root.is_file() else 'no such folder'}; set data.path to the folder with the set's parquet files"
+        )
     return root
 
 
