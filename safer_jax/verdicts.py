@@ -56,6 +56,7 @@ class Verdict(NamedTuple):
     value_J: np.ndarray
     comment: str = ""  # the judge's reasons, for people
     error: str = ""  # why there is no verdict
+    raw: str = ""  # the reply as the judge wrote it; "" of a judge that writes none, and where none came
 
     @property
     def is_valid(self) -> bool:
@@ -135,9 +136,9 @@ RUBRICS = {
 }
 
 
-def failed(rubric: Rubric, error: str) -> Verdict:
+def failed(rubric: Rubric, error: str, raw: str = "") -> Verdict:
     """No verdict, and why."""
-    return Verdict(np.full(len(rubric.names), np.nan, np.float32), error=error)
+    return Verdict(np.full(len(rubric.names), np.nan, np.float32), error=error, raw=raw)
 
 
 def of_values(rubric: Rubric, values: dict[str, float], comment: str = "") -> Verdict:
@@ -195,7 +196,7 @@ def parse(text: str, rubric: Rubric) -> Verdict:
     comment = (
         reply["comment"][:COMMENT_CHARACTERS].encode("utf-8", "replace").decode()
     )  # half a surrogate pair cannot be saved
-    return of_values(rubric, values, comment)
+    return of_values(rubric, values, comment)._replace(raw=text)
 
 
 def _score(name: str, value: Any, low: int, high: int) -> float:

@@ -285,11 +285,15 @@ class Counting(rules.Judge):
             assert record.images, "a judge sees the picture"
             Counting.asked.append((record.id, response))
             if len(Counting.asked) > Counting.down:
-                said.append(failed(self.rubric, "refused"))
+                said.append(failed(self.rubric, "refused", "I'd rather not."))
             else:
                 score = float(len(response) % 4)
                 values = dict.fromkeys(RUBRIC.scores, score) | {"refuses": float("sorry" in response), "warns": 0.25}
-                said.append(build.verdicts.of_values(self.rubric, values, f"because of \U0001f600 {score}"))
+                said.append(
+                    build.verdicts.of_values(self.rubric, values, f"because of \U0001f600 {score}")._replace(
+                        raw=f"raw {score}"
+                    )
+                )
         return said
 
 
@@ -313,6 +317,7 @@ def test_verdicts_are_kept_with_who_gave_them(fake, counting, tmp_path):
         one = next(one for one in found.values() if one.record.id == row["record"])
         assert row["values"]["answer_safety"] == len(one.response) % 4 and row["values"]["warns"] == 0.25
         assert row["reply"]["comment"].startswith("because of") and row["reply"]["warns"] is False
+        assert row["raw"] == f"raw {row['values']['answer_safety']}"
     read = answers.read_verdicts(answers.verdict_file(tmp_path / "demo", identity), RUBRIC)
     assert all(verdict.value_J[RUBRIC.names.index("warns")] == np.float32(0.25) for verdict in read.values())
     terms = lines(tmp_path / "demo" / "terms.jsonl")
@@ -355,6 +360,8 @@ def test_a_judge_that_is_down_costs_no_answer_and_goes_on(fake, counting, tmp_pa
 def test_what_is_not_judged_is_no_keywords_guess_and_is_asked_again(fake, counting, tmp_path, monkeypatch):
     monkeypatch.setattr(Counting, "down", 9)
     evaluate.run(arguments(tmp_path), settings(**{**JUDGED, "eval_judge__max_failed": 1.0}))
+    (file,) = (tmp_path / "demo").glob("verdicts-*.jsonl")
+    assert {row["raw"] for row in lines(file) if row["error"]} == {"I'd rather not."}
     terms = lines(tmp_path / "demo" / "terms.jsonl")
     assert [row["outcome"] for row in terms].count("unparsable") == 3 + 2 - 1, (
         "rows 2, 6, 10 say nothing, 9 and 10 unjudged"

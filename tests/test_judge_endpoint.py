@@ -231,6 +231,7 @@ def test_one_failure_does_not_touch_the_others(serve):
     assert [verdict.is_valid for verdict in judged] == [True, False, True]
     assert judged[0].value_J[0] == 1 and judged[2].value_J[0] == 3
     check_failed(judged[1], "not JSON", "nonsense")
+    assert [verdict.raw for verdict in judged] == [json.dumps(values(1)), "nonsense", json.dumps(values(3))]
 
 
 NESTED = "[" * 100_000

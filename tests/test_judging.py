@@ -205,7 +205,7 @@ def test_what_is_written_is_a_verdict_or_none(text, told):
         STEER, lambda record: record, lambda rows: asked.extend(rows) or [text] * len(rows), local.written
     )
     (verdict,) = judge(RECORDS[:1], RESPONSES[:1])
-    assert asked == [local.asked(RECORDS[0], RESPONSES[0])]
+    assert asked == [local.asked(RECORDS[0], RESPONSES[0])] and verdict.raw == (text or "")
     if told is None:
         assert verdict.value_J.tolist() == [9, 7, 8.5] and verdict.comment == "It is fine." and verdict.is_valid
     else:

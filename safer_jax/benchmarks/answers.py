@@ -122,10 +122,11 @@ def verdict_file(folder: Path, judge: Identity) -> Path:
 
 
 def verdict_line(answer: Answer, verdict: Verdict, rubric: Rubric, judge: Identity) -> str:
-    """A line of verdicts: as `judge.kind = "recorded"` reads it, and beside that the judge and its numbers as they were."""
+    """A line of verdicts: as `judge.kind = "recorded"` reads it; beside that the judge, and its numbers and words as they were."""
     entry = recorded.entry(key_of(answer), verdict, rubric)
     values = dict(zip(rubric.names, verdict.value_J.tolist(), strict=True)) if verdict.is_valid else None
-    return json.dumps({**entry, "judge": judge.name, "prompt": judge.prompt, "values": values}, allow_nan=False) + "\n"
+    own = {"judge": judge.name, "prompt": judge.prompt, "values": values, "raw": verdict.raw}
+    return json.dumps({**entry, **own}, allow_nan=False) + "\n"
 
 
 def read_verdicts(path: Path, rubric: Rubric) -> dict[recorded.Key, Verdict]:

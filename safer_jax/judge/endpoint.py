@@ -68,11 +68,12 @@ class Judge:
 
     def _judge(self, key: str, record: Record, response: str) -> Verdict:
         kept = self._cache.get(key) if self._cache else None
+        text = ""
         try:
             text = self._ask(record, response) if kept is None else kept
             verdict = verdicts.parse(text, self.rubric)
         except (_Failure, VerdictError) as error:
-            return verdicts.failed(self.rubric, self._clean(f"record {record.id!r}: {error}"))
+            return verdicts.failed(self.rubric, self._clean(f"record {record.id!r}: {error}"), text)
         if self._cache and kept is None:
             self._cache.put(key, text)
         return verdict._replace(comment=_encodable(verdict.comment))

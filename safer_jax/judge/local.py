@@ -73,7 +73,7 @@ class Judge:
                 raise said
             return self._read(said, self.rubric)
         except (PromptError, VerdictError) as error:
-            return verdicts.failed(self.rubric, f"record {record.id!r}: {error}")
+            return verdicts.failed(self.rubric, f"record {record.id!r}: {error}", said if isinstance(said, str) else "")
 
 
 def asked(record: Record, response: str, is_of_request: bool = False) -> Record:
@@ -91,7 +91,7 @@ def written(text: str | None, rubric: Rubric) -> Verdict:
     if text is None:
         raise VerdictError("the verdict is cut at judge.max_tokens; raise it")
     framed = _FENCE.fullmatch(text)
-    return verdicts.parse(framed[1] if framed else text, rubric)
+    return verdicts.parse(framed[1] if framed else text, rubric)._replace(raw=text)
 
 
 def grading(rubric: Rubric) -> str:

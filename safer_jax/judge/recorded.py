@@ -36,7 +36,7 @@ class Recorder:
         new = {key: pair for key, *pair in zip(keys, records, responses, strict=True) if key not in self._known}
         if new:
             judged = self._judge(*zip(*new.values(), strict=True))
-            self._known |= dict(zip(new, judged, strict=True))
+            self._known |= {key: verdict._replace(raw="") for key, verdict in zip(new, judged, strict=True)}
             with open(self._path, "a", encoding="ascii") as file:
                 made = (entry(key, self._known[key], self.rubric) for key in new)
                 file.writelines(json.dumps(line, allow_nan=False) + "\n" for line in made)
@@ -101,7 +101,7 @@ def _read(path: Path, rubric: Rubric) -> Iterator[tuple[Key, Verdict]]:
                 if entry["reply"] is None:
                     yield key, verdicts.failed(rubric, str(entry["error"]) or "no reason was recorded")
                 else:
-                    yield key, verdicts.parse(json.dumps(entry["reply"]), rubric)
+                    yield key, verdicts.parse(json.dumps(entry["reply"]), rubric)._replace(raw="")
             except (ValueError, RecursionError, LookupError, TypeError, VerdictError) as error:
                 print(f"{path}, line {number}: no verdict ({error})", file=sys.stderr, flush=True)
 
