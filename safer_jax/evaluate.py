@@ -37,6 +37,7 @@ from safer_jax import (
 from safer_jax import config as config_lib
 from safer_jax.benchmarks import answers, results
 from safer_jax.benchmarks.metrics import BENCHMARKS
+from safer_jax.command import ExitCode
 from safer_jax.curate.dataset import Subset
 from safer_jax.datasets import adapters
 from safer_jax.judge import JudgeError, kinds, local, question
@@ -302,7 +303,7 @@ def compare(arguments: Sequence[str]) -> None:
         compared = results.compare(args.first, args.second)
     except (answers.AnswersError, benchmarks.BenchmarkError) as error:
         answers.say(f"{type(error).__name__}: {error}")
-        sys.exit(runtime.ExitCode.BAD_INPUT)
+        sys.exit(ExitCode.BAD_INPUT)
     if args.json:
         answers.replace(args.json, json.dumps(compared, indent=1) + "\n")
     print(results.comparison(compared))

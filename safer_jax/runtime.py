@@ -2,7 +2,6 @@
 
 import contextlib
 import ctypes
-import enum
 import faulthandler
 import os
 import signal
@@ -18,24 +17,13 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from safer_jax.command import ExitCode
 from safer_jax.judge.breaker import JudgeDown
 
 DISTRIBUTED = "SAFER_JAX_DISTRIBUTED"  # environment: 1 = join the other hosts
 WATCHDOG = "SAFER_JAX_WATCHDOG"  # environment: seconds without a step before a process counts as stuck; 0 = off
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # names in glibc's malloc.h
 _COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
-
-
-class ExitCode(enum.IntEnum):
-    """What a launcher may read from the end of a process."""
-
-    DONE = 0
-    FAILED = 1
-    BAD_INPUT = 2  # config or data: starting again will not help
-    STOPPED = 75  # a signal asked for it; the state is saved, the same command goes on
-    STUCK = 76  # the watchdog ended it
-    JUDGE_DOWN = 77  # too many attempts could not be judged; the state is saved, the same command goes on
-    INTERRUPTED = 130  # second Ctrl-C; nothing was saved
 
 
 class Stopped(Exception):

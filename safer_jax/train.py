@@ -35,6 +35,7 @@ from safer_jax import (
 )
 from safer_jax import config as config_lib
 from safer_jax.build import Run
+from safer_jax.command import ExitCode
 from safer_jax.judge import JudgeError
 from safer_jax.judge.breaker import JudgeDown
 from safer_jax.shapes import Rollout, TrainState
@@ -260,7 +261,7 @@ def parse(arguments: list[str]) -> list[str]:
         return flags.FLAGS(arguments)
     except (flags.Error, AttributeError) as error:
         print(f"{arguments[0]}: {error}", file=sys.stderr)
-        sys.exit(runtime.ExitCode.BAD_INPUT)
+        sys.exit(ExitCode.BAD_INPUT)
 
 
 def main(_: list[str]) -> None:

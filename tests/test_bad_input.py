@@ -20,6 +20,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from safer_jax import build, convert, inspection, runtime, shards, train
+from safer_jax.command import ExitCode
 from safer_jax.datasets import prepared
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -101,7 +102,7 @@ def refusal(capsys, made, folder):
     """What the command prints of an error that is the user's to mend; it ends with the exit code for that."""
     with pytest.raises(SystemExit) as ended, runtime.started(train.BAD_INPUT):
         train.train(made, folder)
-    assert ended.value.code == runtime.ExitCode.BAD_INPUT == 2
+    assert ended.value.code == ExitCode.BAD_INPUT == 2
     told = capsys.readouterr().err
     assert "Traceback" not in told
     return told
@@ -257,7 +258,7 @@ def test_a_command_line_that_cannot_be_read(arguments, told, capsys, monkeypatch
     with pytest.raises(SystemExit) as ended, runtime.started(train.BAD_INPUT):
         train.parse(argv)
         train.settings()
-    assert ended.value.code == runtime.ExitCode.BAD_INPUT and told in capsys.readouterr().err
+    assert ended.value.code == ExitCode.BAD_INPUT and told in capsys.readouterr().err
 
 
 def test_the_command_ends_with_one_message(tmp_path):
@@ -266,7 +267,7 @@ def test_the_command_ends_with_one_message(tmp_path):
     ended = subprocess.run(
         [*command, f"--workdir={folder}"], cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
     )
-    assert ended.returncode == runtime.ExitCode.BAD_INPUT, ended.stderr
+    assert ended.returncode == ExitCode.BAD_INPUT, ended.stderr
     assert "\nConfigError: grpo.micro_prompts = " in ended.stderr and "does not divide" in ended.stderr
     assert "Traceback" not in ended.stderr and len(ended.stderr.splitlines()) < 5
     assert not folder.exists()

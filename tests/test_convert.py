@@ -431,7 +431,7 @@ def test_the_command(folder, tmp_path, monkeypatch, capsys):
     assert call("to-hf", tmp_path / "ours", tmp_path / "back", "--shard-size", "1MB") == 0
     assert "text.layers.down" in (said := capsys.readouterr().err) and "s left" in said
     assert_same(read(tmp_path / "back"), read(tmp_path / "hf"))
-    assert call("from-hf", tmp_path / "hf", tmp_path / "ours") == 1
+    assert call("from-hf", tmp_path / "hf", tmp_path / "ours") == 2
     assert "error: " in (said := capsys.readouterr().err) and "is in the way" in said
     with pytest.raises(SystemExit):
         call("to-hf", tmp_path / "ours", tmp_path / "again", "--shard-size", "5")

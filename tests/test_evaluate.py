@@ -25,6 +25,7 @@ import tiny_runs
 from safer_jax import attempts, benchmarking, build, data, evaluate, mesh, policy, prompts, runtime
 from safer_jax import config as config_lib
 from safer_jax.benchmarks import answers, results
+from safer_jax.command import ExitCode
 from safer_jax.datasets import RowError, demo
 from safer_jax.judge import JudgeError, endpoint, local, rules
 from safer_jax.judge.breaker import JudgeDown
@@ -603,7 +604,7 @@ def test_what_cannot_be_compared_is_refused(change, fake, counting, tmp_path, mo
         "benchmark": "only one of them holds demo, siuo",
         "empty": "holds no report.json",
     }
-    assert ended.value.code == runtime.ExitCode.BAD_INPUT and told[change] in capsys.readouterr().err
+    assert ended.value.code == ExitCode.BAD_INPUT and told[change] in capsys.readouterr().err
 
 
 # ---- the command
@@ -624,7 +625,7 @@ def test_a_command_line_that_cannot_be_meant(line, told, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["evaluate", "--config=configs/tiny.py", "--out=x", *line])
     with pytest.raises(SystemExit) as ended:
         evaluate.main()
-    assert ended.value.code == runtime.ExitCode.BAD_INPUT and told in capsys.readouterr().err
+    assert ended.value.code == ExitCode.BAD_INPUT and told in capsys.readouterr().err
 
 
 def test_folders_are_found_by_the_name_of_benchmark_set_or_module(tmp_path):
@@ -686,12 +687,12 @@ def test_the_command_stopped_by_a_signal_and_run_to_its_end(tmp_path, environmen
     wait_for(file, 4, process)
     process.send_signal(signal.SIGTERM)
     _, told = process.communicate(timeout=300)
-    assert process.returncode == runtime.ExitCode.STOPPED, told
+    assert process.returncode == ExitCode.STOPPED, told
     assert "SIGTERM: stopping after this step" in told and "Traceback" not in told
     first = file.read_bytes()
     process = start(tmp_path, environment, *options)
     shown, told = process.communicate(timeout=300)
-    assert process.returncode == runtime.ExitCode.DONE, told
+    assert process.returncode == ExitCode.DONE, told
     assert "demo: answers 60/60" in told and "ETA 0:00" in told and "compiled again" not in told
     assert "results: " in shown and "misread in all" in shown
     kept = lines(file)
@@ -723,7 +724,7 @@ def test_500_rows_of_published_layouts_killed_at_random_moments(tmp_path, enviro
             process.communicate()
         process = start(out, environment, *options)
         _, told = process.communicate()
-        assert process.returncode == runtime.ExitCode.DONE, told
+        assert process.returncode == ExitCode.DONE, told
     counts = {}
     for path in sorted(whole.glob("*/*.jsonl")) + sorted(whole.glob("*/report.json")) + [whole / "results.json"]:
         assert path.read_bytes() == (killed / path.relative_to(whole)).read_bytes(), path

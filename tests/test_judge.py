@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from configs import base
-from safer_jax import config, runtime, verdicts
+from safer_jax import config, verdicts
+from safer_jax.command import ExitCode
 from safer_jax.datasets.demo import rows
 from safer_jax.judge import JudgeError, breaker, canaries, endpoint, kinds, local, question, recorded, rules
 from safer_jax.shapes import SAFE, UNKNOWN, UNSAFE, Record
@@ -283,7 +284,7 @@ def test_the_breaker_at_its_limits(max_failed, stops):
             ask(guarded, 1)
     else:
         assert len(ask(guarded, 20)) == 20
-    assert runtime.ExitCode.JUDGE_DOWN == 77
+    assert ExitCode.JUDGE_DOWN == 77
 
 
 class Fooled:

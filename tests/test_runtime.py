@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import pytest
 
 from safer_jax import runtime
+from safer_jax.command import ExitCode
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -30,7 +31,6 @@ with runtime.started(), runtime.Stopper() as stopper:
             raise runtime.Stopped("stopped: the same command goes on")
 """
 
-# The main thread waits in C, where Python's own handlers never run.
 # The main thread waits for a lock in C as it may wait inside XLA: Python's own handlers would never run.
 BLOCKED = """
 import ctypes
@@ -67,7 +67,7 @@ def test_a_signal_ends_after_the_step(number):
     first = process.stdout.readline()
     process.send_signal(number)
     out, told = process.communicate(timeout=30)
-    assert process.returncode == runtime.ExitCode.STOPPED == 75
+    assert process.returncode == ExitCode.STOPPED == 75
     step, saved = (first + out).splitlines()[-2:]
     assert saved == step.replace("step", "saved"), "the step under way is finished, and no further one"
     assert signal.Signals(number).name in told and "the same command goes on" in told and "Traceback" not in told
@@ -81,7 +81,7 @@ def test_second_interrupt_exits_at_once():
     begun = time.monotonic()
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=30)
-    assert process.returncode == runtime.ExitCode.INTERRUPTED == 130
+    assert process.returncode == ExitCode.INTERRUPTED == 130
     assert time.monotonic() - begun < 5 and "without saving" in told
 
 
@@ -92,7 +92,7 @@ def test_second_sigterm_is_no_emergency():
         process.send_signal(signal.SIGTERM)
         time.sleep(0.05)
     process.communicate(timeout=30)
-    assert process.returncode == runtime.ExitCode.STOPPED
+    assert process.returncode == ExitCode.STOPPED
 
 
 def test_stopper_leaves_no_trace():
@@ -150,7 +150,7 @@ def test_all_hosts_stop_at_one_step(number):
     time.sleep(0.3)
     both[1].send_signal(number)
     told = [process.communicate(timeout=60) for process in both]
-    assert [process.returncode for process in both] == [runtime.ExitCode.STOPPED] * 2
+    assert [process.returncode for process in both] == [ExitCode.STOPPED] * 2
     saved = [out.splitlines()[-1] for out, _ in told]  # Gloo talks on stdout too
     assert saved[0] == saved[1] and saved[0].startswith("saved ")
     is_ours = "stopping after this step" in told[1][1]
@@ -161,7 +161,7 @@ def test_a_crash_on_one_host_ends_it_at_once():
     both = pair("crash")
     begun = time.monotonic()
     _, told = both[1].communicate(timeout=60)
-    assert both[1].returncode == runtime.ExitCode.FAILED and time.monotonic() - begun < 20
+    assert both[1].returncode == ExitCode.FAILED and time.monotonic() - begun < 20
     assert "ValueError: row 17 is broken" in told
     both[0].kill()  # it ends by itself when the heartbeat is missed, which takes longer than a test may
     both[0].communicate()
@@ -177,7 +177,7 @@ time.sleep(30)
 """
     process = launch(code)
     _, told = process.communicate(timeout=20)
-    assert process.returncode == runtime.ExitCode.FAILED and "ZeroDivisionError" in told
+    assert process.returncode == ExitCode.FAILED and "ZeroDivisionError" in told
 
 
 def test_watchdog_dumps_stacks_and_exits():
@@ -195,7 +195,7 @@ with runtime.watchdog() as watchdog:
 """
     process = launch(code, SAFER_JAX_WATCHDOG="1")
     out, told = process.communicate(timeout=20)
-    assert out == "alive\n" and process.returncode == runtime.ExitCode.STUCK == 76
+    assert out == "alive\n" and process.returncode == ExitCode.STUCK == 76
     assert "no step was finished for 1 seconds" in told and "waits_for_a_lost_host" in told
 
 

@@ -35,6 +35,7 @@ from safer_jax import (
     train,
     verdicts,
 )
+from safer_jax.command import ExitCode
 from safer_jax.judge import rules
 from safer_jax.judge.breaker import JudgeDown
 from safer_jax.shapes import ANSWER, EMPTY, Layout, Rollout
@@ -276,7 +277,7 @@ def test_a_judge_that_goes_down_saves_stops_and_is_resumed(patch, judged, tmp_pa
 def test_a_failed_judge_has_an_exit_code_of_its_own(capsys):
     with pytest.raises(SystemExit) as end, runtime.started():
         raise JudgeDown("8 of 8 attempts could not be judged")
-    assert end.value.code == runtime.ExitCode.JUDGE_DOWN == 77
+    assert end.value.code == ExitCode.JUDGE_DOWN == 77
     assert "JudgeDown: 8 of 8" in capsys.readouterr().err
 
 
@@ -480,14 +481,14 @@ def test_a_signal_ends_the_command_and_the_same_command_goes_on(tmp_path, enviro
     wait_for(three / "metrics.jsonl", '"before"', process)
     process.send_signal(signal.SIGTERM)
     told = process.communicate(timeout=300)[1]
-    assert process.returncode == runtime.ExitCode.STOPPED, told
+    assert process.returncode == ExitCode.STOPPED, told
     assert "SIGTERM: stopping after this step" in told and "Traceback" not in told
     assert checkpoint.steps(three / "checkpoints") == [1]
 
     for name, folder in (("safegrpo_3b", three), ("safegrpo_7b", seven)):
         process = start(command(name, folder, *overrides), environment)
         told = process.communicate(timeout=300)[1]
-        assert process.returncode == runtime.ExitCode.DONE, told
+        assert process.returncode == ExitCode.DONE, told
         rows = lines(folder / "metrics.jsonl")
         told = [(row["step"], row["stage"], row.get("when")) for row in rows]
         assert told == [
@@ -519,7 +520,7 @@ def test_kills_at_any_moment_cost_no_step(tmp_path, environment):
             process.communicate()
             kills += 1
             continue
-        assert process.returncode == runtime.ExitCode.DONE, told
+        assert process.returncode == ExitCode.DONE, told
         break
     assert kills > 0
     first, second = tmp_path / "whole", tmp_path / "killed"

@@ -9,6 +9,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"  # set before JAX is imported: a conversion 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from safer_jax import checkpoint, command, convert, shards
+from safer_jax.command import ExitCode
 from safer_jax.model import variants
 
 EXAMPLES = """examples:
@@ -65,7 +66,7 @@ def main() -> int:
             convert.random(args.variant, args.target, args.seed, args.shard_size)
     except (shards.ConvertError, checkpoint.CheckpointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return ExitCode.BAD_INPUT
     print(f"wrote {args.target}")
     return 0
 

@@ -10,11 +10,10 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from safer_jax import command, curate
 from safer_jax import config as config_lib
+from safer_jax.command import ExitCode
 from safer_jax.curate import agreement, box, dataset, scores
 from safer_jax.datasets import DataError
 from safer_jax.datasets.arguments import at_least
-
-BAD_INPUT = 2  # as runtime.ExitCode has it; select and agree start without JAX
 
 EXAMPLES = """examples:
   python tools/curate.py score --config=configs/tiny_safer.py --checkpoint=runs/tiny_safer:600 --out=scored
@@ -227,7 +226,7 @@ def main() -> int:
         {"select": select, "agree": agree}[args.command](args)
     except (curate.CurateError, config_lib.ConfigError, DataError, OSError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return BAD_INPUT
+        return ExitCode.BAD_INPUT
     return 0
 
 

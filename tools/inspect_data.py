@@ -10,9 +10,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from safer_jax import command, images, inspection, overlap, prompts
 from safer_jax import config as config_lib
+from safer_jax.command import ExitCode
 from safer_jax.datasets import DataError, adapters, arguments, mixture
-
-BAD_INPUT, STOPPED = 2, 75  # as runtime.ExitCode has them; without --config this tool starts without JAX
 
 EXAMPLES = """examples:
   python tools/inspect_data.py --name=safetag --path=SafeTag-VL-3K --split=train --out=safetag.html
@@ -93,9 +92,9 @@ def main() -> int:
         inspect(args, rest)
     except (DataError, config_lib.ConfigError, prompts.PromptError, OSError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return BAD_INPUT
+        return ExitCode.BAD_INPUT
     except KeyboardInterrupt:
-        return STOPPED
+        return ExitCode.STOPPED
     return 0
 
 

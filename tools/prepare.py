@@ -8,9 +8,8 @@ import sys
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from safer_jax import command, images
+from safer_jax.command import ExitCode
 from safer_jax.datasets import DataError, RowError, arguments, prepared
-
-BAD_INPUT, STOPPED = 2, 75  # as runtime.ExitCode has them; this tool starts without JAX
 
 EXAMPLES = """examples:
   python tools/prepare.py --name=safetag --path=SafeTag-VL-3K --split=train --out=sets/safetag
@@ -68,10 +67,10 @@ def main() -> int:
         shards = prepared.prepare(source, origin, args.out, check, args.bad_rows, args.shard_rows, args.threads)
     except (DataError, OSError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return BAD_INPUT
+        return ExitCode.BAD_INPUT
     except KeyboardInterrupt:
         print("stopped; the same command goes on", file=sys.stderr)
-        return STOPPED
+        return ExitCode.STOPPED
     uses = sum((collections.Counter(shard.uses) for shard in shards), collections.Counter())
     rows, bad = sum(shard.rows for shard in shards), sum(len(shard.bad) for shard in shards)
     print(f"{rows:,} rows in {len(shards)} files, {sum(shard.bytes for shard in shards):,} bytes; {bad} left out")
