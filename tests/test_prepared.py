@@ -1,8 +1,10 @@
 """datasets/prepared.py and tools/prepare.py: every field comes back, kills lose nothing, bad rows, a bucket that is a fake."""
 
+import concurrent.futures
 import hashlib
 import io
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -105,6 +107,17 @@ def test_one_process_at_a_time(tmp_path):
     origin = {"name": "rows", "split": "train", "rows": 1, "shard_rows": 1000, "first": "", "fields": []}
     with prepared._journal(tmp_path, origin), pytest.raises(DataError, match="another process is preparing this split"):
         prepare(tmp_path, [record(1)])
+
+
+def test_splits_that_are_done_at_once_are_told_one_after_the_other(tmp_path):
+    prepare(tmp_path, [record(1)])
+    with concurrent.futures.ThreadPoolExecutor(1) as pool, prepared._alone(tmp_path):
+        test = pool.submit(prepared.prepare, Rows([record(2)]), {"name": "rows", "split": "test"}, tmp_path)
+        with pytest.raises(TimeoutError):
+            test.result(timeout=1)
+        assert (tmp_path / "prepared-test.jsonl").is_file()
+        assert not tfds.builder_from_directory(tmp_path).info.splits.get("test")
+    assert test.result()[0].rows == 1 and len(prepared.Source(tmp_path, "test")) == 1
 
 
 def test_damage_is_named(tmp_path):

@@ -87,7 +87,8 @@ def prepare(
         shards = [done[number] for number in range(count)]
         if not sum(shard.rows for shard in shards):
             raise DataError(f"{source.name}: no usable row of {len(source)}; correct --path or --split")
-        _describe(folder, split)
+        with _alone(folder):
+            _describe(folder, split)
     return shards
 
 
@@ -289,6 +290,17 @@ def _describe(folder: Path, by: str) -> None:
     for name in METADATA:
         os.replace(made / name, folder / name)
     shutil.rmtree(made)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Waits until no other process does this with the folder: two splits may be complete at once, and each tells of both."""
+    place = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(place, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(place)
 
 
 @contextlib.contextmanager
