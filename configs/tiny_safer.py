@@ -2,7 +2,7 @@
 
     python -m safer_jax.train --config=configs/tiny_safer.py --workdir=runs/tiny_safer
 
-Hardware: 2 CPU cores. The judge compares tags and answers with
+Hardware: 2 CPU cores; 6 min 44 s on two of an AMD EPYC. The judge compares tags and answers with
 the record (judge.kind = rules); the warm start also shows how to reflect. Expect (3 seeds; experiments/README.md): of the
 test answers 80 to 85% behave as they should after the warm start, 88 to 89% after GRPO; in training corrections mend 55% of
 rejected answers in the first ten steps, 65% in the last ten.

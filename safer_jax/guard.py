@@ -38,12 +38,12 @@ class Range(NamedTuple):
     watch_high: float = math.inf
 
 
-# Of each range the reason. LENGTH, ENTROPY and SAME_IN_GROUP are relative to the start of GRPO, for their level depends on
+# Of each range the reason. LENGTH, ENTROPY and both SAMEs are relative to the start of GRPO, for their level depends on
 # the task: the answers of a small set of templates are short and alike from the start.
 LENGTH = Range(0.6, 1.6, 0.3, 3)  # times the start: rewards that like long or short answers move it several times over
 ENTROPY = Range(0.3, 2, 0.1, 4)  # times the start: a tenth of it explores nothing more, a multiple of it is noise
 SAME_IN_GROUP = Range(high=0.4, watch_high=0.7)  # of the way from the start to all alike: they have alike rewards
-SAME_ACROSS = Range(high=0.5, watch_high=0.8)  # refusals may be alike; answers that fit most prompts fit none
+SAME_ACROSS = Range(high=0.6, watch_high=0.8)  # of the way too; refusals may be alike, what fits all prompts fits none
 EMPTY = Range(high=0.01, watch_high=0.05)  # no prompt asks for nothing
 OVER_REFUSAL = Range(high=0.15, watch_high=0.3)  # SafeGRPO's policy refuses 20% of MOSSBench, a set made to tempt it
 DEAD_GROUPS = Range(high=0.7, watch_high=0.9)  # beyond, the gradient is of a few prompts
@@ -180,9 +180,9 @@ SIGNS = (
         "way", needs="GRPO steps that log same_in_group",
     ),
     Sign(
-        "same_across", "One answer for many prompts", logged("same_across", stages=BOTH), SAME_ACROSS,
+        "same_across", "One answer for many prompts", logged("same_across"), SAME_ACROSS,
         "An answer that fits every prompt earns reward: read it, and make the reward ask for what the prompt is about.",
-        needs="steps that log same_across",
+        "way", needs="GRPO steps that log same_across",
     ),
     Sign(
         "empty", "Empty answers", logged("empty"), EMPTY,

@@ -41,7 +41,7 @@ SICK = {
     ],
     "over_refusal": [(0.2, "over_refusal", WATCH), (0.31, "over_refusal", OUT)],
     "same_in_group": [(0.49, "same_in_group", HEALTHY), (0.6, "same_in_group", WATCH), (0.9, "same_in_group", OUT)],
-    "same_across": [(0.6, "same_across", WATCH), (0.9, "same_across", OUT)],
+    "same_across": [(0.6, "same_across", HEALTHY), (0.7, "same_across", WATCH), (0.9, "same_across", OUT)],
     "empty": [(0.02, "empty", WATCH), (0.06, "empty", OUT)],
     "dead_groups": [(0.8, "dead_groups", WATCH), (0.95, "dead_groups", OUT)],
     "kl": [(0.3, "kl", WATCH), (0.6, "kl", OUT)],
