@@ -172,8 +172,10 @@ def run(args: argparse.Namespace, config: config_lib.Config) -> None:
         going = benchmarking.Going(stopper, watchdog)
         answering = policy.load(config, args.checkpoint, device_mesh, sampler)
         origin = answering.origin
-        for task in tasks:
-            benchmarking.answer(task, answering, config, args.samples, args.limit, device_mesh, going)
+        # All first: what cannot be asked of the last set is told before the answers to the first take their hours.
+        found = [benchmarking.measure(task.source, answering.processor, config) for task in tasks]
+        for task, measured in zip(tasks, found):
+            benchmarking.answer(task, *measured, answering, config, args.samples, args.limit, device_mesh, going)
         del answering  # a judge on the mesh needs the room
         judge = make_judge(config, device_mesh)
         for task in tasks:
@@ -318,7 +320,7 @@ def main() -> None:
         made.error(f"unrecognised: {' '.join(wrong)}; settings are written as --config.SECTION.FIELD=VALUE")
     train.parse([sys.argv[0], f"--config={args.config}", *rest])
     with runtime.started(BAD_INPUT):
-        run(args, train.settings())
+        run(args, train.settings(trains=False))
     if jax.process_index() == 0:
         print(f"{results.headlines(args.out)}\nresults: {args.out / 'evaluation.html'}")
 

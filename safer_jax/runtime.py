@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import enum
+import errno
 import faulthandler
 import os
 import signal
@@ -22,6 +23,15 @@ from safer_jax.judge.breaker import JudgeDown
 
 DISTRIBUTED = "SAFER_JAX_DISTRIBUTED"  # environment: 1 = join the other hosts
 WATCHDOG = "SAFER_JAX_WATCHDOG"  # environment: seconds without a step before a process counts as stuck; 0 = off
+_FULL, _CLOSED = "free some room and start the same command again", "choose one that this user may read and write"
+_FIXES = {  # what a person can mend about a disk
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.EACCES: _CLOSED,
+    errno.EROFS: _CLOSED,
+    errno.ENOTDIR: "a file stands where a folder should; choose another folder",
+    errno.EEXIST: "a file stands where a folder should; choose another folder",
+}
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # names in glibc's malloc.h
 _COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 
@@ -208,8 +218,8 @@ def describe() -> str:
 def started(bad_input: tuple[type[Exception], ...] = ()) -> Iterator[None]:
     """`start`, its line printed; around a run, whose `Stopped` and `JudgeDown` become the exit codes of those names.
 
-    An error of a class in `bad_input` is the user's to mend: its message is printed without a traceback, and the
-    process ends with ExitCode.BAD_INPUT. All others pass.
+    An error of a class in `bad_input` is the user's to mend, and so is a disk that is full or closed to them: the message
+    is printed without a traceback, and the process ends with ExitCode.BAD_INPUT. All others pass.
     """
     _say(start())
     try:
@@ -220,8 +230,13 @@ def started(bad_input: tuple[type[Exception], ...] = ()) -> Iterator[None]:
     except Stopped as stop:
         _say(str(stop))
         sys.exit(ExitCode.STOPPED)
-    except bad_input as error:
-        _say(f"{type(error).__name__}: {error}")
+    except (*bad_input, OSError) as error:
+        told = str(error)
+        if not isinstance(error, bad_input):
+            if error.errno not in _FIXES:
+                raise
+            told = f"{f'{error.filename}: ' * bool(error.filename)}{error.strerror}; {_FIXES[error.errno]}"
+        _say(f"{type(error).__name__}: {told}")
         if jax.distributed.is_initialized():  # the other hosts wait inside a collective; see install_excepthook
             sys.stdout.flush()
             os._exit(ExitCode.BAD_INPUT)

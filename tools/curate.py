@@ -106,7 +106,7 @@ def score(args: argparse.Namespace, overrides: list[str]) -> None:
 
     train.parse([f"{sys.argv[0]} score", f"--config={args.config}", *overrides])
     with runtime.started((*train.BAD_INPUT, curate.CurateError)):
-        config = train.settings()
+        config = train.settings(trains=False)
         if config.judge.kind == "none":
             raise curate.CurateError(
                 "judge.kind = 'none': scores are a judge's; choose one, such as --config.judge.kind=http"

@@ -51,7 +51,7 @@ def fit_of(path: str, overrides: list[str]) -> tuple[inspection.Fit, images.Limi
     from safer_jax import build, train
 
     train.parse([sys.argv[0], f"--config={path}", *overrides])
-    config = train.settings()
+    config = train.settings(trains=False)
     with tempfile.TemporaryDirectory() as assets:
         assets = pathlib.Path(assets) / "assets"
         processor = build.make_processor(config, assets, build.prepare_assets(config, assets))

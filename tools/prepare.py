@@ -74,7 +74,9 @@ def main() -> int:
         return STOPPED
     uses = sum((collections.Counter(shard.uses) for shard in shards), collections.Counter())
     rows, bad = sum(shard.rows for shard in shards), sum(len(shard.bad) for shard in shards)
-    print(f"{rows:,} rows in {len(shards)} files, {sum(shard.bytes for shard in shards):,} bytes; {bad} left out")
+    print(
+        f"{rows:,} rows in {len(shards)} file{'s' * (len(shards) > 1)}, {sum(shard.bytes for shard in shards):,} bytes; {bad} left out"
+    )
     for use, count in uses.items():
         print(f"{count:8,} {use}")
     print(f"train with --config.data.name=prepared --config.data.path={args.out}")

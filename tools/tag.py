@@ -110,7 +110,7 @@ def tag(args: argparse.Namespace, overrides: list[str]) -> None:
 
     train.parse([sys.argv[0], f"--config={args.config}", *overrides])
     with runtime.started((*train.BAD_INPUT, TagError)):
-        config, rule = train.settings(), rule_of(args)
+        config, rule = train.settings(trains=False), rule_of(args)
         if config.judge.kind == "none":
             raise TagError("judge.kind = 'none': tags are a judge's; choose one, such as --config.judge.kind=http")
         typography.draw(args.instruction, 0, args.font)  # a font that cannot be read is told now
