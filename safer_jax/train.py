@@ -23,6 +23,7 @@ from safer_jax import (
     batches,
     build,
     checkpoint,
+    command,
     data,
     grpo,
     guard,
@@ -280,6 +281,7 @@ def misspelt(arguments: list[str]) -> list[str]:
 def main(_: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # Orbax tells thirty lines a checkpoint
     folder = pathlib.Path(_WORKDIR.value).expanduser().absolute()
+    command.as_escapes()
     with runtime.started(BAD_INPUT):
         train(settings(), folder)
     for line in guard.alerts(folder):

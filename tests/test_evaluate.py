@@ -639,6 +639,11 @@ def test_a_command_line_that_cannot_be_meant(line, told, monkeypatch, capsys):
     assert ended.value.code == runtime.ExitCode.BAD_INPUT and told in capsys.readouterr().err
 
 
+def test_a_home_folder_is_one_behind_an_equals_sign_too(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert str(arguments("~/results").out) == "/home/me/results"
+
+
 def test_folders_are_found_by_the_name_of_benchmark_set_or_module(tmp_path):
     for name in ("siuo", "mmstar"):
         (tmp_path / name).mkdir()

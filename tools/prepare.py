@@ -32,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
         parents=[arguments.parser()],
     )
     made.add_argument(
-        "--out", required=True, type=pathlib.Path, help="folder of the prepared set; the same one goes on"
+        "--out", required=True, type=arguments.place, help="folder of the prepared set; the same one goes on"
     )
     made.add_argument(
         "--bad-rows",
@@ -79,7 +79,8 @@ def main() -> int:
     )
     for use, count in uses.items():
         print(f"{count:8,} {use}")
-    print(f"train with --config.data.name=prepared --config.data.path={args.out}")
+    verb = "train" if any(use.startswith("train") for use in uses) else "for evaluation only; read it"
+    print(f"{verb} with --config.data.name=prepared --config.data.path={args.out}")
     return 0
 
 

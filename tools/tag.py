@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from safer_jax import command
-from safer_jax.datasets.arguments import at_least
+from safer_jax.datasets.arguments import at_least, place
 from safer_jax.tagging import selection, typography
 
 EXAMPLES = """examples:
@@ -61,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
     )
     usual = selection.Rule()
     made.add_argument("--config", required=True, help="a config file: its judge, prompt limits and seed count; settings follow as --config.SECTION.FIELD=VALUE")  # fmt: skip
-    made.add_argument("--out", required=True, type=pathlib.Path, help="folder of the ratings and the set; the same one goes on")  # fmt: skip
+    made.add_argument("--out", required=True, type=place, help="folder of the ratings and the set; the same one goes on")  # fmt: skip
     made.set_defaults(sets=())
     sets = made.add_argument_group("which rows, each set with the options that follow its --name")
     add = lambda name, metavar, text, **more: sets.add_argument(
