@@ -8,6 +8,7 @@ judge that is down costs no answer. What stands in the files is then counted (`b
 """
 
 import argparse
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -160,12 +161,19 @@ def run(args: argparse.Namespace, config: config_lib.Config) -> None:
     if config.eval.prompts % ways:
         raise mesh.MeshError(f"eval.prompts = {config.eval.prompts}: is no multiple of mesh.data x mesh.fsdp = {ways}")
     sampler = lambda *parts: programs.testing(*parts, group=args.samples)
-    with jax.set_mesh(device_mesh), runtime.Stopper() as stopper, runtime.watchdog() as watchdog:
+    with (
+        jax.set_mesh(device_mesh),
+        runtime.Stopper() as stopper,
+        runtime.watchdog() as watchdog,
+        contextlib.ExitStack() as held,
+    ):
         going = benchmarking.Going(stopper, watchdog)
         answering = policy.load(config, args.checkpoint, device_mesh, sampler)
         origin = answering.origin
         # All first: what cannot be asked of the last set is told before the answers to the first take their hours.
         found = [benchmarking.measure(task.source, answering.processor, config) for task in tasks]
+        for task in tasks:
+            held.enter_context(runtime.alone(task.folder))
         for task, measured in zip(tasks, found):
             benchmarking.answer(task, *measured, answering, config, args.samples, args.limit, device_mesh, going)
         del answering  # a judge on the mesh needs the room

@@ -5,7 +5,9 @@ import ctypes
 import enum
 import errno
 import faulthandler
+import fcntl
 import os
+import pathlib
 import signal
 import socket
 import sys
@@ -29,6 +31,7 @@ _FIXES = {  # what a person can mend about a disk
     errno.EDQUOT: _FULL,
     errno.EACCES: _CLOSED,
     errno.EROFS: _CLOSED,
+    errno.EWOULDBLOCK: "another process writes there; wait for it, or choose another folder",
     errno.ENOTDIR: "a file stands where a folder should; choose another folder",
     errno.EEXIST: "a file stands where a folder should; choose another folder",
 }
@@ -241,6 +244,27 @@ def started(bad_input: tuple[type[Exception], ...] = ()) -> Iterator[None]:
             sys.stdout.flush()
             os._exit(ExitCode.BAD_INPUT)
         sys.exit(ExitCode.BAD_INPUT)
+
+
+@contextlib.contextmanager
+def alone(folder: pathlib.Path) -> Iterator[None]:
+    """Keeps this machine's other processes, a run that was started twice, from writing into `folder`; process 0 holds it.
+
+    Raises BlockingIOError where one does. A file system without locks, as some mounted buckets are, holds nobody off.
+    """
+    if jax.process_index():
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w", encoding="ascii") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BlockingIOError(error.errno, "is in use", str(folder)) from error
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                raise
+        yield
 
 
 def watchdog() -> Watchdog:

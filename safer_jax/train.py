@@ -283,7 +283,9 @@ def main(_: list[str]) -> None:
     folder = pathlib.Path(_WORKDIR.value).expanduser().absolute()
     command.as_escapes()
     with runtime.started(BAD_INPUT):
-        train(settings(), folder)
+        config = settings()
+        with runtime.alone(folder):
+            train(config, folder)
     for line in guard.alerts(folder):
         print(line)
     print(f"report: {folder / 'report.html'}")

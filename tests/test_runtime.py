@@ -257,3 +257,13 @@ def test_a_disk_that_is_full_or_closed_is_told_in_a_line(error, told, capsys):
     assert ended.value.code == runtime.ExitCode.BAD_INPUT and told in capsys.readouterr().err
     with pytest.raises(FileNotFoundError), runtime.started():
         raise FileNotFoundError(errno.ENOENT, "No such file", "/runs")
+
+
+def test_a_folder_is_written_by_one_process(tmp_path, capsys):
+    with runtime.alone(tmp_path / "run"):
+        with pytest.raises(SystemExit) as ended, runtime.started(), runtime.alone(tmp_path / "run"):
+            pytest.fail("both hold it")
+        assert ended.value.code == runtime.ExitCode.BAD_INPUT
+        assert f"{tmp_path / 'run'}: is in use; another process writes there; wait for it" in capsys.readouterr().err
+    with runtime.alone(tmp_path / "run"):
+        pass

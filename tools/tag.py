@@ -125,7 +125,7 @@ def tag(args: argparse.Namespace, overrides: list[str]) -> None:
             sets[folder.name] = ratings.Items(source, settings)
             wanted[folder.name] = sets[folder.name].wanted(one.rows, one.render_text)
         ask = judge_of(config, args.out)
-        with runtime.Stopper() as stopper:
+        with runtime.Stopper() as stopper, runtime.alone(args.out):
             for name, items in sets.items():
                 folder = args.out / "ratings" / name
                 ahead = ratings.missing(folder, wanted[name], args.again)
