@@ -47,6 +47,8 @@ class Going:
 
 def answer(
     task: Task,
+    usable: data.Usable,
+    digest: str,
     answering: policy.Policy,
     config: config_lib.Config,
     samples: int,
@@ -54,12 +56,11 @@ def answer(
     device_mesh: jax.sharding.Mesh,
     going: Going,
 ) -> None:
-    """Answer the rows that have no answer yet, pass by pass.
+    """Answer the rows, as `measure` found them, that have no answer yet, pass by pass.
 
     Which rows share a pass, and the shape of each, depends on the rows alone: after a kill a pass is made again as it was,
     and what had been written of it stays.
     """
-    usable, digest = measure(task.source, answering.processor, config)
     done = open_answers(task.folder, depends_on(task, answering, config, samples, limit, usable, digest))
     keys = lambda rows: {(row, rollout) for row in rows for rollout in range(samples)}
     todo = [rows for rows in passes(usable, config) if keys(rows) - done]

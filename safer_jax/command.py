@@ -1,6 +1,7 @@
 """How a command ends: with its exit code, and quietly where nobody reads its output any more, as in `| head` (host code)."""
 
 import enum
+import io
 import os
 import select
 import sys
@@ -24,8 +25,10 @@ class ExitCode(enum.IntEnum):
 def run(main: Callable[[], int | None]) -> NoReturn:
     """End the process with what `main` returns or exits with; with UNREAD where stdout's reader has left.
 
-    The signal itself stays ignored: it would also end a run whose judge hangs up.
+    Letters that the terminal's encoding lacks are written as escapes. The signal itself stays ignored: it would also end a
+    run whose judge hangs up.
     """
+    as_escapes()
     try:
         try:
             status = main()
@@ -38,6 +41,12 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still to be written goes nowhere
         status = ExitCode.UNREAD
     sys.exit(status)
+
+
+def as_escapes() -> None:
+    """Have stdout write what its encoding lacks, such as an arrow under LC_ALL=C, as \\u2191, where it would raise."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _has_left() -> bool:

@@ -430,13 +430,18 @@ class Config:
     log: Log
 
 
-def resolve(config: ml_collections.ConfigDict) -> Config:
-    """Checks a config file's settings and freezes them.
+def resolve(config: ml_collections.ConfigDict, trains: bool = True) -> Config:
+    """Checks a config file's settings and freezes them; `trains`: also those that only training needs, such as its set.
 
     Raises:
       ConfigError: unknown, missing or impossible settings, all of them in one message.
     """
-    return _build(_plain(config))
+    return _build(_plain(config), trains)
+
+
+def names() -> list[str]:
+    """ "section.field" of every setting."""
+    return [f"{section}.{name}" for section, kind in _sections().items() for name in hints(kind)] + ["seed"]
 
 
 def to_json(config: Config) -> str:
@@ -445,7 +450,8 @@ def to_json(config: Config) -> str:
 
 
 def from_json(text: str) -> Config:
-    """The settings that `to_json` wrote, checked again. Raises ConfigError, or ValueError where it is not JSON."""
+    """The settings that `to_json` wrote, checked as `resolve` does for any command. Raises ConfigError, or ValueError where it
+    is not JSON."""
     values = json.loads(text)
     if not isinstance(values, dict):
         raise ConfigError(f"config: is a {type(values).__name__}, must be an object of settings")
@@ -456,7 +462,7 @@ def from_json(text: str) -> Config:
         for name, hint in hints(kind).items():  # JSON has no tuples
             if typing.get_origin(plain(hint)) is tuple and isinstance(fields.get(name), list):
                 fields[name] = tuple(fields[name])
-    return _build(values)
+    return _build(values, trains=False)
 
 
 def flatten(config: Config) -> dict[str, Any]:
@@ -522,7 +528,7 @@ def _plain_value(config: ml_collections.ConfigDict, name: str) -> Any:
     return _plain(value) if isinstance(value, ml_collections.ConfigDict) else value
 
 
-def _build(values: dict[str, Any]) -> Config:
+def _build(values: dict[str, Any], trains: bool) -> Config:
     problems, parts = [], {}
     problems += _unknown("", values, hints(Config))
     for name, hint in hints(Config).items():
@@ -534,7 +540,7 @@ def _build(values: dict[str, Any]) -> Config:
             parts[name] = check(name, hint, values[name], problems)
     _raise(problems)
     config = Config(**parts)
-    _raise(list(conflicts.of(config)))
+    _raise([*conflicts.of(config), *(conflicts.of_training(config) if trains else ())])
     return config
 
 

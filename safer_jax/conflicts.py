@@ -15,6 +15,13 @@ from safer_jax.datasets import DataError, mixture
 RULES = ("safegrpo", "safegrpo_plus")  # schemes that need no judge
 
 
+def of_training(config: Any) -> Iterator[str]:
+    """What only a run that trains cannot do with: other commands name their own sets, and what they judge."""
+    if config.data.name not in ("demo", "mixture") and not config.data.path:
+        yield (f"data.path = '': data.name = {config.data.name!r} is read from disk; set it to the data set's folder")
+    yield from _judging_conflicts(config)
+
+
 def of(config: Any) -> Iterator[str]:
     """What each field alone does not show."""
     yield from _size_conflicts(config)
@@ -23,13 +30,10 @@ def of(config: Any) -> Iterator[str]:
     yield from _judge_conflicts("eval_judge", config.eval_judge)
     if config.eval_judge.canaries_every and config.eval_judge.kind != "none":
         yield f"eval_judge.canaries_every = {config.eval_judge.canaries_every}: is of training; set it to 0"
-    yield from _judging_conflicts(config)
     data, prompt, mesh = config.data, config.prompt, config.mesh
     if mesh.data == 0 or mesh.data < -1:
         yield f"mesh.data = {mesh.data}: must be -1 (the devices that the other axes leave) or at least 1"
     yield from _mixture_conflicts(data)
-    if data.name not in ("demo", "mixture") and not data.path:
-        yield f"data.path = {data.path!r}: data.name = {data.name!r} is read from disk; set it to the data set's folder"
     if data.train_split == data.eval_split:
         yield f"data.eval_split = {data.eval_split!r}: is data.train_split too; evaluate on rows that are not trained on"
     ascending = {f"prompt.{name}": getattr(prompt, name) for name in ("buckets", "patch_buckets")}

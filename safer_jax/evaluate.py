@@ -8,12 +8,13 @@ judge that is down costs no answer. What stands in the files is then counted (`b
 """
 
 import argparse
+import contextlib
 import dataclasses
 import hashlib
 import json
 import pathlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -40,6 +41,7 @@ from safer_jax.benchmarks.metrics import BENCHMARKS
 from safer_jax.command import ExitCode
 from safer_jax.curate.dataset import Subset
 from safer_jax.datasets import adapters
+from safer_jax.datasets.arguments import at_least, place
 from safer_jax.judge import JudgeError, kinds, local, question
 
 RUBRIC = "evaluation"
@@ -79,7 +81,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--checkpoint", default="", metavar="FOLDER[:STEP]", help="a run (default: its newest step) or what convert.py from-hf wrote; default: the config's model.path")  # fmt: skip
     made.add_argument("--benchmark", required=True, type=names, metavar="NAME,...", help="see below")
     made.add_argument("--data", default={}, type=pairs, metavar="NAME=FOLDER,...", help="folders of the sets, or one folder that holds one for each by name; demo needs none")  # fmt: skip
-    made.add_argument("--out", required=True, type=pathlib.Path, help="folder of the results; the same one goes on")
+    made.add_argument("--out", required=True, type=place, help="folder of the results; the same one goes on")
     made.add_argument("--split", default={}, type=pairs, metavar="SPLIT | NAME=SPLIT,...", help="default: the benchmark's own")  # fmt: skip
     made.add_argument("--limit", default=0, type=at_least(1), help="only the first so many rows of each")
     made.add_argument("--samples", default=1, type=at_least(1), help="answers to each row (default: %(default)s)")
@@ -103,15 +105,6 @@ def pairs(text: str) -> dict[str, str]:
     if wrong := [name for name in found if name not in known or not found[name]]:
         raise argparse.ArgumentTypeError(f"{text!r}: {wrong[0]!r} is no benchmark with a value; write NAME=VALUE,...")
     return found
-
-
-def at_least(low: int) -> Callable[[str], int]:
-    def whole(text: str) -> int:
-        if not text.isdecimal() or int(text) < low:
-            raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least {low}")
-        return int(text)
-
-    return whole
 
 
 def open_tasks(args: argparse.Namespace, config: config_lib.Config) -> list[benchmarking.Task]:
@@ -169,12 +162,21 @@ def run(args: argparse.Namespace, config: config_lib.Config) -> None:
     if config.eval.prompts % ways:
         raise mesh.MeshError(f"eval.prompts = {config.eval.prompts}: is no multiple of mesh.data x mesh.fsdp = {ways}")
     sampler = lambda *parts: programs.testing(*parts, group=args.samples)
-    with jax.set_mesh(device_mesh), runtime.Stopper() as stopper, runtime.watchdog() as watchdog:
+    with (
+        jax.set_mesh(device_mesh),
+        runtime.Stopper() as stopper,
+        runtime.watchdog() as watchdog,
+        contextlib.ExitStack() as held,
+    ):
         going = benchmarking.Going(stopper, watchdog)
         answering = policy.load(config, args.checkpoint, device_mesh, sampler)
         origin = answering.origin
+        # All first: what cannot be asked of the last set is told before the answers to the first take their hours.
+        found = [benchmarking.measure(task.source, answering.processor, config) for task in tasks]
         for task in tasks:
-            benchmarking.answer(task, answering, config, args.samples, args.limit, device_mesh, going)
+            held.enter_context(runtime.alone(task.folder))
+        for task, measured in zip(tasks, found):
+            benchmarking.answer(task, *measured, answering, config, args.samples, args.limit, device_mesh, going)
         del answering  # a judge on the mesh needs the room
         judge = make_judge(config, device_mesh)
         for task in tasks:
@@ -295,9 +297,9 @@ def compare(arguments: Sequence[str]) -> None:
         prog="python -m safer_jax.evaluate compare",
         description="Second minus first over the rows that both answered: paired bootstrap and McNemar's test, as Markdown.",
     )
-    made.add_argument("first", type=pathlib.Path, help="an --out of safer_jax.evaluate")
-    made.add_argument("second", type=pathlib.Path, help="another one")
-    made.add_argument("--json", type=pathlib.Path, help="also write the figures to this file")
+    made.add_argument("first", type=place, help="an --out of safer_jax.evaluate")
+    made.add_argument("second", type=place, help="another one")
+    made.add_argument("--json", type=place, help="also write the figures to this file")
     args = made.parse_args(arguments)
     try:
         compared = results.compare(args.first, args.second)
@@ -319,7 +321,7 @@ def main() -> None:
         made.error(f"unrecognised: {' '.join(wrong)}; settings are written as --config.SECTION.FIELD=VALUE")
     train.parse([sys.argv[0], f"--config={args.config}", *rest])
     with runtime.started(BAD_INPUT):
-        run(args, train.settings())
+        run(args, train.settings(trains=False))
     if jax.process_index() == 0:
         print(f"{results.headlines(args.out)}\nresults: {args.out / 'evaluation.html'}")
 

@@ -327,13 +327,18 @@ def second_judge(log: runlog.Log, **changes: Any) -> verdicts.Judge:
 
 
 def _main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m safer_jax.guard", description=__doc__.partition("\n")[0].removesuffix(" (host code).")
+    )
     parser.add_argument("run", help="the --workdir of a training run, finished or not")
     parser.add_argument("--url", help="an OpenAI-compatible server, such as http://localhost:8000/v1")
     parser.add_argument("--model", help="the name under which the server knows the second judge")
     parser.add_argument("--key-env", default="", help="the environment variable with the server's key")
     given = parser.parse_args()
-    log = runlog.read(given.run)
+    try:
+        log = runlog.read(given.run)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
     if given.url or given.model:
         try:
             judge = second_judge(log, kind="http", url=given.url or "", model=given.model or "", key_env=given.key_env)

@@ -49,6 +49,10 @@ def load(
     if config.model.dtype == "float32":  # as training does
         jax.config.update("jax_default_matmul_precision", "highest")
     folder, step = split(where or config.model.path)
+    if where and not pathlib.Path(folder).expanduser().is_dir():
+        raise config_lib.ConfigError(
+            f"--checkpoint={where}: no such folder; name a run, with :STEP for one of its steps, or what convert.py from-hf wrote"
+        )
     used = dataclasses.replace(config, model=dataclasses.replace(config.model, path=folder))
     if folder:
         model_config = build.read_source(used)

@@ -2,8 +2,11 @@
 
 import contextlib
 import ctypes
+import errno
 import faulthandler
+import fcntl
 import os
+import pathlib
 import signal
 import socket
 import sys
@@ -22,6 +25,16 @@ from safer_jax.judge.breaker import JudgeDown
 
 DISTRIBUTED = "SAFER_JAX_DISTRIBUTED"  # environment: 1 = join the other hosts
 WATCHDOG = "SAFER_JAX_WATCHDOG"  # environment: seconds without a step before a process counts as stuck; 0 = off
+_FULL, _CLOSED = "free some room and start the same command again", "choose one that this user may read and write"
+_FIXES = {  # what a person can mend about a disk
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.EACCES: _CLOSED,
+    errno.EROFS: _CLOSED,
+    errno.EWOULDBLOCK: "another process writes there; wait for it, or choose another folder",
+    errno.ENOTDIR: "a file stands where a folder should; choose another folder",
+    errno.EEXIST: "a file stands where a folder should; choose another folder",
+}
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # names in glibc's malloc.h
 _COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 
@@ -196,8 +209,8 @@ def describe() -> str:
 def started(bad_input: tuple[type[Exception], ...] = ()) -> Iterator[None]:
     """`start`, its line printed; around a run, whose `Stopped` and `JudgeDown` become the exit codes of those names.
 
-    An error of a class in `bad_input` is the user's to mend: its message is printed without a traceback, and the
-    process ends with ExitCode.BAD_INPUT. All others pass.
+    An error of a class in `bad_input` is the user's to mend, and so is a disk that is full or closed to them: the message
+    is printed without a traceback, and the process ends with ExitCode.BAD_INPUT. All others pass.
     """
     _say(start())
     try:
@@ -208,12 +221,38 @@ def started(bad_input: tuple[type[Exception], ...] = ()) -> Iterator[None]:
     except Stopped as stop:
         _say(str(stop))
         sys.exit(ExitCode.STOPPED)
-    except bad_input as error:
-        _say(f"{type(error).__name__}: {error}")
+    except (*bad_input, OSError) as error:
+        told = str(error)
+        if not isinstance(error, bad_input):
+            if error.errno not in _FIXES:
+                raise
+            told = f"{f'{error.filename}: ' * bool(error.filename)}{error.strerror}; {_FIXES[error.errno]}"
+        _say(f"{type(error).__name__}: {told}")
         if jax.distributed.is_initialized():  # the other hosts wait inside a collective; see install_excepthook
             sys.stdout.flush()
             os._exit(ExitCode.BAD_INPUT)
         sys.exit(ExitCode.BAD_INPUT)
+
+
+@contextlib.contextmanager
+def alone(folder: pathlib.Path) -> Iterator[None]:
+    """Keeps this machine's other processes, a run that was started twice, from writing into `folder`; process 0 holds it.
+
+    Raises BlockingIOError where one does. A file system without locks, as some mounted buckets are, holds nobody off.
+    """
+    if jax.process_index():
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w", encoding="ascii") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BlockingIOError(error.errno, "is in use", str(folder)) from error
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                raise
+        yield
 
 
 def watchdog() -> Watchdog:

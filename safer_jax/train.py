@@ -7,6 +7,7 @@ The data path is a line: dataset -> prompts -> rollout -> reward -> advantage ->
 it once; `train` repeats that with evaluations, checkpoints and metrics. The same command resumes a stopped run.
 """
 
+import difflib
 import pathlib
 import sys
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from safer_jax import (
     batches,
     build,
     checkpoint,
+    command,
     data,
     grpo,
     guard,
@@ -247,28 +249,44 @@ config_flags.DEFINE_config_file("config", None, "What to run, such as configs/ti
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, rollouts, report.html.")
 
 
-def settings() -> config_lib.Config:
-    """What --config and its overrides say. Raises ConfigError."""
+def settings(trains: bool = True) -> config_lib.Config:
+    """What --config and its overrides say, checked for training or for less. Raises ConfigError."""
     path = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
     if not pathlib.Path(path).is_file():
         raise config_lib.ConfigError(f"--config={path}: no such file; give one such as configs/tiny.py")
-    return config_lib.resolve(flags.FLAGS.config)
+    return config_lib.resolve(flags.FLAGS.config, trains)
 
 
 def parse(arguments: list[str]) -> list[str]:
     """absl's reading of the command line; a misspelt field is one line here, where ml_collections shows a traceback."""
     try:
         return flags.FLAGS(arguments)
-    except (flags.Error, AttributeError) as error:
-        print(f"{arguments[0]}: {error}", file=sys.stderr)
+    except (flags.Error, AttributeError, LookupError) as error:
+        print("\n".join(misspelt(arguments)) or f"{arguments[0]}: {error}", file=sys.stderr)
         sys.exit(ExitCode.BAD_INPUT)
+
+
+def misspelt(arguments: list[str]) -> list[str]:
+    """A line for each setting that there is not, with the nearest that there is."""
+    known, lines = config_lib.names(), []
+    for name in (
+        text.partition("=")[0].removeprefix("--config.") for text in arguments if text.startswith("--config.")
+    ):
+        if name not in (*known, *(one.partition(".")[0] for one in known)):
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+            fix = f"did you mean --config.{near[0]}?" if near else "configs/base.py lists all"
+            lines.append(f"--config.{name}: no such setting; {fix}")
+    return lines
 
 
 def main(_: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # Orbax tells thirty lines a checkpoint
     folder = pathlib.Path(_WORKDIR.value).expanduser().absolute()
+    command.as_escapes()
     with runtime.started(BAD_INPUT):
-        train(settings(), folder)
+        config = settings()
+        with runtime.alone(folder):
+            train(config, folder)
     for line in guard.alerts(folder):
         print(line)
     print(f"report: {folder / 'report.html'}")

@@ -240,7 +240,16 @@ def test_corrupt_safetensors(tmp_path):
 @pytest.mark.parametrize(
     "arguments,told",
     [
-        (["--config=configs/tiny.py", "--config.grpo.pompts=3"], 'Did you mean "prompts" instead of "pompts"?'),
+        (
+            ["--config=configs/tiny.py", "--config.grpo.pompts=3"],
+            "--config.grpo.pompts: no such setting; did you mean --config.grpo.prompts?",
+        ),
+        (["--config=configs/tiny.py", "--config.promt.buckets=64"], "did you mean --config.prompt.buckets?"),
+        (["--config=configs/tiny.py", "--config.seed.x=1"], "did you mean --config.seed?"),
+        (
+            ["--config=configs/tiny.py", "--config.zz.zz=1"],
+            "--config.zz.zz: no such setting; configs/base.py lists all",
+        ),
         (["--config=configs/tiny.py:smok"], "takes no argument or smoke, got 'smok'"),
         (["--config=configs/tiny.py", "--config.grpo.prompts=many"], "--config.grpo.prompts=many: invalid literal"),
         (["--config=configs/tini.py"], "ConfigError: --config=configs/tini.py: no such file; give one such as"),

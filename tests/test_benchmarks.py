@@ -505,6 +505,9 @@ def test_averages_over_benchmarks():
     errors = [one["figures"]["safe"]["error"] for one in reports[:2]]
     assert made["error"] == pytest.approx(math.hypot(*errors) / 2, abs=1e-6)
     assert made["high"] == pytest.approx(0.5 + 1.959964 * made["error"], abs=1e-5)
+    alone = metrics.average(reports[1:], "safe")
+    own = {key: reports[1]["figures"]["safe"][key] for key in ("value", "low", "high", "error")}
+    assert alone == {**own, "benchmarks": ["figstep"]}, "the interval that the benchmark's own table has"
     assert metrics.average(reports, "joint") == {
         "value": None,
         "low": None,
@@ -549,4 +552,4 @@ def test_a_run_beside_the_papers():
     assert published.own(row, [one_of_three]) is None, "a mean of three sets does not stand beside one of them"
     others = [metrics.report(name, rows_of([written(HELP)])) for name in ("vlguard", "mm_safetybench")]
     assert published.own(row, [one_of_three, *others])["value"] == pytest.approx(1 / 3, abs=1e-6)
-    assert "| tiny: nearest |" in text and "+6.47 points over GPT-5-mini" in text
+    assert "| tiny: nearest, % | their judge |" in text and "+6.47 points over GPT-5-mini" in text

@@ -1,5 +1,6 @@
 """Commands end with their exit codes, and quietly where nobody reads on (host code)."""
 
+import os
 import pathlib
 import subprocess
 import sys
@@ -44,3 +45,12 @@ def test_another_pipe_that_breaks_is_an_error():
 def test_errors_keep_their_traceback_where_nobody_reads():
     code, told = ended(f"{FEW}; import sys; sys.stdout.flush(); 1 / 0", 1)
     assert code == 1 and "ZeroDivisionError" in told
+
+
+def test_letters_that_the_terminal_lacks_are_escapes():
+    code = "from safer_jax import command\ncommand.run(lambda: print('safe \\u2191'))"
+    ascii_alone = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    made = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=ascii_alone, capture_output=True, timeout=60, check=False
+    )
+    assert (made.returncode, made.stdout) == (0, b"safe \\u2191\n"), made.stderr

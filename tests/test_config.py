@@ -211,6 +211,17 @@ REFUSED = [
 ]
 
 
+def test_what_only_training_needs_is_asked_of_training_alone():
+    """Evaluating, tagging and inspecting name their own sets, and their judge is no reward's."""
+    made = settings(data__name="safetag", judge__kind="rules")
+    with pytest.raises(config.ConfigError, match="(?s)data.path = ''.*judge.kind = 'rules': has no effect"):
+        config.resolve(made)
+    read = config.resolve(made, trains=False)
+    assert config.from_json(config.to_json(read)) == read
+    with pytest.raises(config.ConfigError, match="sampler.group = 1"):
+        config.resolve(settings(sampler__group=1), trains=False)
+
+
 @pytest.mark.parametrize("changes,words", REFUSED, ids=[",".join(changes) for changes, _ in REFUSED])
 def test_refused(changes, words):
     with pytest.raises(config.ConfigError) as error:

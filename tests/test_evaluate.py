@@ -224,7 +224,18 @@ def test_bad_rows_are_named_and_counted_up_to_the_budget(fake, tmp_path, monkeyp
     assert len(kept) == 2 and "row 2: the image is not there" in kept[0] and "demo/test/000005" in kept[1]
     assert all(reason in capsys.readouterr().err for reason in kept[:1])
     page = (tmp_path / "evaluation.html").read_text()
-    assert "the image is not there" in page
+    assert "the image is not there" in page and "Rows left out: demo 2" in page
+    assert "**Rows left out: demo 2**" in (tmp_path / "table.md").read_text()
+
+
+def test_what_cannot_be_asked_is_told_before_anything_is_answered(fake, tmp_path):
+    benchmark_files.siuo(tmp_path / "SIUO")
+    with pytest.raises(data.DataError, match="siuo_mcqa/test: 1 bad rows .* prompt.buckets end at 64"):
+        evaluate.run(
+            arguments(tmp_path / "out", "--benchmark=demo,siuo_mcqa", f"--data=siuo={tmp_path / 'SIUO'}"),
+            settings(prompt__buckets=(64,)),
+        )
+    assert fake.asked == [] and not (tmp_path / "out").exists()
 
 
 def test_ids_tell_rows_apart(fake, tmp_path, monkeypatch):
@@ -509,6 +520,7 @@ def test_figures_tables_predictions_and_page_tell_what_was_answered(fake, tmp_pa
 
     table = (tmp_path / "table.md").read_text()
     assert "combine_tag" in table and "SafeGRPO 8B" in table and "misread in all" in table
+    assert "**Only the first 40 rows (--limit), where there are more: demo**" in table
     lines_of = results.headlines(tmp_path)
     assert "demo: combine_tag 100.0%" in lines_of and "of 20, 20 not read" in lines_of and "misread" in lines_of
 
@@ -626,6 +638,11 @@ def test_a_command_line_that_cannot_be_meant(line, told, monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         evaluate.main()
     assert ended.value.code == ExitCode.BAD_INPUT and told in capsys.readouterr().err
+
+
+def test_a_home_folder_is_one_behind_an_equals_sign_too(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert str(arguments("~/results").out) == "/home/me/results"
 
 
 def test_folders_are_found_by_the_name_of_benchmark_set_or_module(tmp_path):

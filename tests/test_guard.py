@@ -238,3 +238,7 @@ def test_the_command_prints_every_sign(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         guard._main()
     assert "no saved answer has a verdict" in capsys.readouterr().err
+    monkeypatch.setattr("sys.argv", ["guard", str(tmp_path / "runs")])
+    with pytest.raises(SystemExit) as ended:
+        guard._main()
+    assert ended.value.code == 2 and "runs holds no metrics.jsonl" in capsys.readouterr().err

@@ -159,9 +159,7 @@ def test_the_command_decodes_every_image(tmp_path):
     assert "row 'safetag/train/000002', image 1: JPEG file" in refused.stderr.splitlines()[-1]
     done = tool(folder, tmp_path / "out", "--bad-rows=1")
     assert done.returncode == 0, done.stderr
-    assert (
-        done.stdout.startswith("5 rows in 1 files, ") and "; 1 left out\n       5 train, none stated\n" in done.stdout
-    )
+    assert done.stdout.startswith("5 rows in 1 file, ") and "; 1 left out\n       5 train, none stated\n" in done.stdout
     source = adapters.load("prepared", str(tmp_path / "out"), "train")
     assert [source[index].id[-1] for index in range(5)] == list("01345")
     trusting = tool(folder, tmp_path / "trusting", "--check=header")

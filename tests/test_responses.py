@@ -2,6 +2,7 @@
 
 import collections
 import json
+import re
 import time
 
 import pytest
@@ -136,8 +137,11 @@ def test_the_command_prints_both_halves_and_reads_a_file_of_ones_own(tmp_path, c
     text = capsys.readouterr().out
     assert "own.jsonl: 2 replies, outcome" in text and "wrong 0.0%" in text
     own.write_text('{"reply": "Hop in!", "label": "good"}\n')
-    with pytest.raises(ValueError, match="own.jsonl, line 1: .* is no labelled reply; .* one of refuse, warn, comply"):
-        responses._main([str(own)])
+    for file, told in (
+        (own, "own.jsonl, line 1: .* is no labelled reply; .* one of refuse, warn, comply"),
+        ("no.jsonl", "No such file"),
+    ):
+        assert responses._main([str(file)]) == 2 and re.search(told, capsys.readouterr().err)
 
 
 def test_the_list_is_installed_with_the_package():

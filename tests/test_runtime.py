@@ -1,5 +1,6 @@
 """Stops, hangs, crashes and the count of compilations, each in a process of its own (host code)."""
 
+import errno
 import itertools
 import os
 import pathlib
@@ -240,3 +241,29 @@ def test_start_alone_names_what_is_missing():
     )
     _, told = process.communicate(timeout=60)
     assert process.returncode == 1 and "SAFER_JAX_DISTRIBUTED = 1, but the other hosts cannot be joined" in told
+
+
+@pytest.mark.parametrize(
+    "error,told",
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "OSError: No space left on device; free some room"),
+        (PermissionError(errno.EACCES, "Permission denied", "/runs"), "/runs: Permission denied; choose one that"),
+        (NotADirectoryError(errno.ENOTDIR, "Not a directory", "/runs/a"), "/runs/a: Not a directory; a file stands"),
+    ],
+)
+def test_a_disk_that_is_full_or_closed_is_told_in_a_line(error, told, capsys):
+    with pytest.raises(SystemExit) as ended, runtime.started():
+        raise error
+    assert ended.value.code == ExitCode.BAD_INPUT and told in capsys.readouterr().err
+    with pytest.raises(FileNotFoundError), runtime.started():
+        raise FileNotFoundError(errno.ENOENT, "No such file", "/runs")
+
+
+def test_a_folder_is_written_by_one_process(tmp_path, capsys):
+    with runtime.alone(tmp_path / "run"):
+        with pytest.raises(SystemExit) as ended, runtime.started(), runtime.alone(tmp_path / "run"):
+            pytest.fail("both hold it")
+        assert ended.value.code == ExitCode.BAD_INPUT
+        assert f"{tmp_path / 'run'}: is in use; another process writes there; wait for it" in capsys.readouterr().err
+    with runtime.alone(tmp_path / "run"):
+        pass

@@ -13,7 +13,7 @@ from safer_jax import config as config_lib
 from safer_jax.command import ExitCode
 from safer_jax.curate import agreement, box, dataset, scores
 from safer_jax.datasets import DataError
-from safer_jax.datasets.arguments import at_least
+from safer_jax.datasets.arguments import at_least, place
 
 EXAMPLES = """examples:
   python tools/curate.py score --config=configs/tiny_safer.py --checkpoint=runs/tiny_safer:600 --out=scored
@@ -46,10 +46,10 @@ def parser() -> argparse.ArgumentParser:
     score.add_argument(
         "--config", required=True, help="a config file; its settings follow as --config.SECTION.FIELD=VALUE"
     )
-    score.add_argument("--out", required=True, type=pathlib.Path, help="folder of the scores; the same one goes on")
+    score.add_argument("--out", required=True, type=place, help="folder of the scores; the same one goes on")
     origin = score.add_mutually_exclusive_group()
     origin.add_argument("--checkpoint", default="", metavar="RUN[:STEP]", help="a run (default: its newest step) or what convert.py from-hf wrote; default: the config's model.path")  # fmt: skip
-    origin.add_argument("--answers", type=pathlib.Path, metavar="SCORED", help="judge the answers of another --out, sample none")  # fmt: skip
+    origin.add_argument("--answers", type=place, metavar="SCORED", help="judge the answers of another --out, sample none")  # fmt: skip
     score.add_argument("--rollouts", type=at_least(2), default=8, help="K, answers a prompt (default: %(default)s)")
     score.add_argument("--temperature", type=positive, default=1.0, help="of the answers (default: %(default)s)")
     score.add_argument("--prompts", type=at_least(1), help="prompts a pass (default: the config's sampler.prompts_per_pass, or grpo.prompts)")  # fmt: skip
@@ -57,8 +57,8 @@ def parser() -> argparse.ArgumentParser:
     score.add_argument("--part", type=part, default=(0, 1), metavar="I/N", help="of N processes with one --out, the I-th (from 1)")  # fmt: skip
     score.add_argument("--again", action="store_true", help="score prompts again that were set aside")
     select = add("select", "write the prompts in the box as a data set, with a page")
-    select.add_argument("--scores", required=True, type=pathlib.Path, help="the --out of score")
-    select.add_argument("--out", required=True, type=pathlib.Path, help="a folder that is new or empty, for data.path")
+    select.add_argument("--scores", required=True, type=place, help="the --out of score")
+    select.add_argument("--out", required=True, type=place, help="a folder that is new or empty, for data.path")
     select.add_argument("--q-low", type=float, default=4.0, help="least quality, 1..10 (default: %(default)s)")
     select.add_argument("--q-high", type=float, default=7.0, help="largest quality, 1..10 (default: %(default)s)")
     select.add_argument("--i-min", type=float, default=0.0, help="least instability; none is never kept (default: %(default)s)")  # fmt: skip
@@ -68,16 +68,14 @@ def parser() -> argparse.ArgumentParser:
     select.add_argument("--balance", action="store_true", help="an equal share of N for each category")
     select.add_argument("--random", action="store_true", help="N prompts at random instead, to compare the box with")
     agree = add("agree", "compare two judges, or a judge with people, on the same answers")
-    agree.add_argument("--scores", required=True, type=pathlib.Path, help="an --out of score, or one of its files")
-    agree.add_argument(
-        "--with", required=True, type=pathlib.Path, dest="other", help="another one, or a .csv of labels"
-    )
+    agree.add_argument("--scores", required=True, type=place, help="an --out of score, or one of its files")
+    agree.add_argument("--with", required=True, type=place, dest="other", help="another one, or a .csv of labels")
     agree.add_argument("--on", choices=("safety", "scores"), default="safety", help="the judge's safety, or s_k (default: %(default)s)")  # fmt: skip
     agree.add_argument(
         "--accept-at", type=float, default=6.0, help="from where on an answer is accepted (default: %(default)s)"
     )
     agree.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: %(default)s)")
-    agree.add_argument("--json", type=pathlib.Path, help="also write the figures to this file")
+    agree.add_argument("--json", type=place, help="also write the figures to this file")
     return made
 
 
@@ -105,7 +103,7 @@ def score(args: argparse.Namespace, overrides: list[str]) -> None:
 
     train.parse([f"{sys.argv[0]} score", f"--config={args.config}", *overrides])
     with runtime.started((*train.BAD_INPUT, curate.CurateError)):
-        config = train.settings()
+        config = train.settings(trains=False)
         if config.judge.kind == "none":
             raise curate.CurateError(
                 "judge.kind = 'none': scores are a judge's; choose one, such as --config.judge.kind=http"

@@ -34,8 +34,8 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--config", default="", help="a config file; its settings follow as --config.SECTION.FIELD=VALUE")
     made.add_argument("--against", action="append", default=[], metavar="'NAME SPLIT FOLDER'", help="another set, to find what both hold; may be given again")  # fmt: skip
-    made.add_argument("--out", type=pathlib.Path, help="write a page to this file")
-    made.add_argument("--json", type=pathlib.Path, help="write the figures to this file")
+    made.add_argument("--out", type=arguments.place, help="write a page to this file")
+    made.add_argument("--json", type=arguments.place, help="write the figures to this file")
     made.add_argument(
         "--shots",
         type=arguments.at_least(0),
@@ -50,7 +50,7 @@ def fit_of(path: str, overrides: list[str]) -> tuple[inspection.Fit, images.Limi
     from safer_jax import build, train
 
     train.parse([sys.argv[0], f"--config={path}", *overrides])
-    config = train.settings()
+    config = train.settings(trains=False)
     with tempfile.TemporaryDirectory() as assets:
         assets = pathlib.Path(assets) / "assets"
         processor = build.make_processor(config, assets, build.prepare_assets(config, assets))
@@ -60,6 +60,8 @@ def fit_of(path: str, overrides: list[str]) -> tuple[inspection.Fit, images.Limi
 
 def inspect(args: argparse.Namespace, overrides: list[str]) -> None:
     others = [mixture.parse(line, is_weighed=False) for line in args.against]
+    for target in filter(None, (args.out, args.json)):
+        target.parent.mkdir(parents=True, exist_ok=True)  # what cannot be written is told before hours of reading
     source = arguments.load(args)
     opened = {str(entry): adapters.load(entry.name, entry.path, entry.split, args.root) for entry in others}
     fit, limits = None, images.Limits(1, args.max_source_pixels, args.max_image_bytes, args.max_source_pixels)

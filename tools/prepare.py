@@ -31,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
         parents=[arguments.parser()],
     )
     made.add_argument(
-        "--out", required=True, type=pathlib.Path, help="folder of the prepared set; the same one goes on"
+        "--out", required=True, type=arguments.place, help="folder of the prepared set; the same one goes on"
     )
     made.add_argument(
         "--bad-rows",
@@ -73,10 +73,13 @@ def main() -> int:
         return ExitCode.STOPPED
     uses = sum((collections.Counter(shard.uses) for shard in shards), collections.Counter())
     rows, bad = sum(shard.rows for shard in shards), sum(len(shard.bad) for shard in shards)
-    print(f"{rows:,} rows in {len(shards)} files, {sum(shard.bytes for shard in shards):,} bytes; {bad} left out")
+    print(
+        f"{rows:,} rows in {len(shards)} file{'s' * (len(shards) > 1)}, {sum(shard.bytes for shard in shards):,} bytes; {bad} left out"
+    )
     for use, count in uses.items():
         print(f"{count:8,} {use}")
-    print(f"train with --config.data.name=prepared --config.data.path={args.out}")
+    verb = "train" if any(use.startswith("train") for use in uses) else "for evaluation only; read it"
+    print(f"{verb} with --config.data.name=prepared --config.data.path={args.out}")
     return 0
 
 

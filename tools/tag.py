@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from safer_jax import command
-from safer_jax.datasets.arguments import at_least
+from safer_jax.datasets.arguments import at_least, place
 from safer_jax.tagging import selection, typography
 
 EXAMPLES = """examples:
@@ -61,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
     )
     usual = selection.Rule()
     made.add_argument("--config", required=True, help="a config file: its judge, prompt limits and seed count; settings follow as --config.SECTION.FIELD=VALUE")  # fmt: skip
-    made.add_argument("--out", required=True, type=pathlib.Path, help="folder of the ratings and the set; the same one goes on")  # fmt: skip
+    made.add_argument("--out", required=True, type=place, help="folder of the ratings and the set; the same one goes on")  # fmt: skip
     made.set_defaults(sets=())
     sets = made.add_argument_group("which rows, each set with the options that follow its --name")
     add = lambda name, metavar, text, **more: sets.add_argument(
@@ -110,7 +110,7 @@ def tag(args: argparse.Namespace, overrides: list[str]) -> None:
 
     train.parse([sys.argv[0], f"--config={args.config}", *overrides])
     with runtime.started((*train.BAD_INPUT, TagError)):
-        config, rule = train.settings(), rule_of(args)
+        config, rule = train.settings(trains=False), rule_of(args)
         if config.judge.kind == "none":
             raise TagError("judge.kind = 'none': tags are a judge's; choose one, such as --config.judge.kind=http")
         typography.draw(args.instruction, 0, args.font)  # a font that cannot be read is told now
@@ -125,7 +125,7 @@ def tag(args: argparse.Namespace, overrides: list[str]) -> None:
             sets[folder.name] = ratings.Items(source, settings)
             wanted[folder.name] = sets[folder.name].wanted(one.rows, one.render_text)
         ask = judge_of(config, args.out)
-        with runtime.Stopper() as stopper:
+        with runtime.Stopper() as stopper, runtime.alone(args.out):
             for name, items in sets.items():
                 folder = args.out / "ratings" / name
                 ahead = ratings.missing(folder, wanted[name], args.again)

@@ -239,6 +239,9 @@ def average(reports: Sequence[Mapping[str, Any]], measure: str) -> dict[str, Any
     found = {name: figure for name, figure in found.items() if figure.get("value") is not None}
     if not found:
         return {"value": None, "low": None, "high": None, "error": None, "benchmarks": []}
+    if len(found) == 1:  # its own interval, which is better than a normal one
+        ((name, figure),) = found.items()
+        return {**{key: figure[key] for key in ("value", "low", "high", "error")}, "benchmarks": [name]}
     value = sum(figure["value"] for figure in found.values()) / len(found)
     error = math.sqrt(sum((figure["error"] or 0.0) ** 2 for figure in found.values())) / len(found)
     low, high = value - error * intervals.WIDTH, value + error * intervals.WIDTH
@@ -342,7 +345,8 @@ def markdown(reports: Sequence[Mapping[str, Any]]) -> str:
             "",
             f"{one['rows']:,} rows, split {one['split']}"
             + (f", in {one['groups']:,} groups" * (one["groups"] < one["rows"]))
-            + f". Outcomes: {counts}."
+            + f". Outcomes: {counts}" * bool(counts)
+            + "."
             + f" **{lacking(one)}**" * bool(lacking(one)),
             "",
             "| measure | value | 95% interval | of | unparsable | if those were wrong | what it is |",

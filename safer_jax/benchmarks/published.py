@@ -12,7 +12,7 @@ from safer_jax.benchmarks import metrics
 SAFER, STEER, SAFEGRPO = "SaFeR-VLM (arXiv 2510.06871)", "SaFeR-Steer", "SafeGRPO (arXiv 2511.12982)"
 SIX, FIVE = "average of six benchmarks", "average of five sets"
 LIKELY = ("beavertails_v", "mm_safetybench", "mssbench", "siuo", "spa_vl", "vlguard")  # the six; it does not name them
-JAILBREAK = ("figstep", "vlguard", "mm_safetybench")
+THREE = ("figstep", "vlguard", "mm_safetybench")
 
 
 class Published(NamedTuple):
@@ -60,8 +60,8 @@ ROWS = (
     *_averages("SaFeR-VLM 3B", 72.02, 69.15, "GPT-5-nano", STEER, "sister", FIVE),
     *_averages("Qwen2.5-VL 7B", 56.21, 60.32, "GPT-5-nano", STEER, "sister", FIVE),
     *_averages("SaFeR-VLM 7B", 74.48, 71.69, "GPT-5-nano", STEER, "sister", FIVE),
-    _safegrpo(BASE, JAILBREAK, 89.28, "safe", ("figstep", "vlguard", "mm_safetybench")),
-    _safegrpo(TRAINED, JAILBREAK, 99.02, "safe", ("figstep", "vlguard", "mm_safetybench")),
+    _safegrpo(BASE, JAILBREAK, 89.28, "safe", THREE),
+    _safegrpo(TRAINED, JAILBREAK, 99.02, "safe", THREE),
     _safegrpo(BASE, "SIUO", 86.52, "safe", ("siuo",)),
     _safegrpo(TRAINED, "SIUO", 94.31, "safe", ("siuo",)),
     _safegrpo(BASE, REFUSAL, 21.00, "over_refusal", ("mossbench",)),
@@ -84,17 +84,17 @@ def markdown(reports: Sequence[Mapping[str, Any]], name: str = "this run") -> st
     lines = [
         "## Beside the papers",
         "",
-        f"| system | what | value | {name}: nearest | judge | source |",
+        f"| system | what | published, % | {name}: nearest, % | their judge | source |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for row in ROWS:
         nearest, told = own(row, reports), "–"
         said = f"{row.value:+.2f} points over {row.against}" if row.against else f"{row.value:.2f}"
         if nearest:
-            value, low, high = (f"{100 * nearest[name]:.2f}" for name in ("value", "low", "high"))
+            interval = "" if nearest["low"] is None else f" ({_percent(nearest, 'low')} to {_percent(nearest, 'high')})"
             used = [one for one in reports if one["benchmark"] in nearest["benchmarks"]]
             of = ", ".join(f"{one['benchmark']} ({one['rows']:,})" for one in used)
-            told = f"{value} ({low} to {high}), `{row.measure}` of {of}"
+            told = f"{_percent(nearest, 'value')}{interval}, `{row.measure}` of {of}"
             told += ", by keywords" * any(bool(one["keywords"]) for one in used)
         lines.append(f"| {row.system} | {row.what} | {said} | {told} | {row.judge} | {row.source}, {row.mark} |")
     text = (
@@ -107,3 +107,7 @@ def markdown(reports: Sequence[Mapping[str, Any]], name: str = "this run") -> st
         "SafeGRPO's training and in its test, and independent re-runs found far weaker gains."
     )
     return "\n".join([*lines, "", text]) + "\n"
+
+
+def _percent(figure: Mapping[str, Any], name: str) -> str:
+    return f"{100 * figure[name]:.2f}"

@@ -143,6 +143,7 @@ def collect(out: Path) -> Path:
     table = [
         f"# {origin(newest)}",
         f"Judge: {judged_by(newest)}",
+        *(f"**{line}**" for line in partly(same)),
         *(f"**Asked otherwise than in training:** {difference}" for difference in newest["asked_otherwise"]),
         metrics.markdown(reports),
         published.markdown(reports, origin(newest)),
@@ -161,6 +162,16 @@ def origin(told: dict[str, Any]) -> str:
     """The policy in words."""
     name, step, digest = (told["checkpoint"][key] for key in ("name", "step", "sha256"))
     return f"{name}{'' if step is None else f', step {step}'}{f', SHA-256 {digest[:16]}' if digest else ''}"
+
+
+def partly(reports: dict[str, dict[str, Any]]) -> list[str]:
+    """What keeps figures from being of whole benchmarks, a line each."""
+    lines = []
+    for limit in sorted({one["limit"] for one in reports.values()} - {0}):
+        of = ", ".join(name for name, one in reports.items() if one["limit"] == limit)
+        lines.append(f"Only the first {limit:,} rows (--limit), where there are more: {of}")
+    left_out = [f"{name} {len(one['left_out']):,}" for name, one in reports.items() if one["left_out"]]
+    return [*lines, *([f"Rows left out: {', '.join(left_out)}"] if left_out else [])]
 
 
 def judged_by(told: dict[str, Any]) -> str:
@@ -241,7 +252,7 @@ def headlines(out: Path) -> str:
     measured = next(
         (one["report"]["keywords"] for one in made["benchmarks"].values() if one["report"]["keywords"]), None
     )
-    return "\n".join([*lines, *([metrics.keywords(measured)] if measured else [])])
+    return "\n".join([*lines, *partly(made["benchmarks"]), *([metrics.keywords(measured)] if measured else [])])
 
 
 # ---- the page
@@ -255,6 +266,8 @@ def document(out: Path, reports: dict[str, dict[str, Any]], notes: list[str]) ->
         "Judge": judged_by(newest),
         "Answers": f"up to {newest['config']['sampler.max_tokens']} tokens, temperature {newest['config']['eval.temperature']:g}",
     }
+    if partial := partly(reports):
+        facts["Not whole"] = "; ".join(partial)
     if newest["asked_otherwise"]:
         facts["Asked otherwise than in training"] = "; ".join(newest["asked_otherwise"])
     facts = element(

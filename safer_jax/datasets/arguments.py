@@ -1,6 +1,7 @@
 """The command line's words for one split of a data set, the same in every tool that reads one (host code)."""
 
 import argparse
+import pathlib
 from collections.abc import Callable
 
 from safer_jax.datasets import Source, adapters
@@ -23,6 +24,11 @@ def parser() -> argparse.ArgumentParser:
 def load(args: argparse.Namespace) -> Source:
     """The rows that the options name. Raises DataError."""
     return adapters.load(args.name, args.path, args.split, args.root)
+
+
+def place(text: str) -> pathlib.Path:
+    """The type of an option that is a path: a shell leaves the ~ of --out=~/x as it is."""
+    return pathlib.Path(text).expanduser()
 
 
 def at_least(low: int) -> Callable[[str], int]:
