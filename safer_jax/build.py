@@ -30,12 +30,13 @@ from safer_jax import (
     rewards,
     runtime,
     scoring,
+    shards,
     state,
     verdicts,
 )
 from safer_jax import config as config_lib
 from safer_jax.datasets import demo
-from safer_jax.judge import kinds
+from safer_jax.judge import JudgeError, kinds
 from safer_jax.model import variants, vlm
 from safer_jax.shapes import Batch, Record, Rollout, TrainState
 from safer_jax.update import Updater
@@ -43,6 +44,19 @@ from safer_jax.update import Updater
 
 class ResumeError(ValueError):
     """The folder holds another run; the message lists the settings that differ."""
+
+
+BAD_INPUT = (  # errors that the user can mend: their messages say how
+    config_lib.ConfigError,
+    data.DataError,
+    prompts.PromptError,
+    mesh.MeshError,
+    checkpoint.CheckpointError,
+    shards.ConvertError,
+    metrics.MetricsError,
+    ResumeError,
+    JudgeError,
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

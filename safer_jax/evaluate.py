@@ -25,6 +25,7 @@ from safer_jax import (
     build,
     checkpoint,
     command,
+    command_line,
     data,
     images,
     mesh,
@@ -32,7 +33,6 @@ from safer_jax import (
     programs,
     runtime,
     scoring,
-    train,
     verdicts,
 )
 from safer_jax import config as config_lib
@@ -52,7 +52,7 @@ ASKED = (
     "min_pixels",
     "max_pixels",
 )  # of `prompt`: what a policy is trained to be asked by
-BAD_INPUT = (*train.BAD_INPUT, answers.AnswersError, benchmarks.BenchmarkError)
+BAD_INPUT = (*build.BAD_INPUT, answers.AnswersError, benchmarks.BenchmarkError)
 
 EXAMPLES = """examples:
   python -m safer_jax.evaluate --config=configs/tiny.py --checkpoint=runs/tiny --benchmark=demo --out=evaluations/tiny
@@ -319,9 +319,9 @@ def main() -> None:
     args, rest = made.parse_known_args()
     if wrong := [text for text in rest if not text.startswith("--config.")]:
         made.error(f"unrecognised: {' '.join(wrong)}; settings are written as --config.SECTION.FIELD=VALUE")
-    train.parse([sys.argv[0], f"--config={args.config}", *rest])
+    command_line.parse([sys.argv[0], f"--config={args.config}", *rest])
     with runtime.started(BAD_INPUT):
-        run(args, train.settings(trains=False))
+        run(args, command_line.read(trains=False))
     if jax.process_index() == 0:
         print(f"{results.headlines(args.out)}\nresults: {args.out / 'evaluation.html'}")
 

@@ -7,53 +7,35 @@ The data path is a line: dataset -> prompts -> rollout -> reward -> advantage ->
 it once; `train` repeats that with evaluations, checkpoints and metrics. The same command resumes a stopped run.
 """
 
-import difflib
 import pathlib
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 from absl import app, flags, logging
-from ml_collections import config_flags
 
 from safer_jax import (
     attempts,
     batches,
     build,
-    checkpoint,
     command,
+    command_line,
     data,
     grpo,
     guard,
     mesh,
     metrics,
-    prompts,
     report,
     runtime,
     scoring,
-    shards,
 )
 from safer_jax import config as config_lib
 from safer_jax.build import Run
-from safer_jax.command import ExitCode
-from safer_jax.judge import JudgeError
 from safer_jax.judge.breaker import JudgeDown
 from safer_jax.shapes import Rollout, TrainState
 
 REFILLS = 3  # further passes that may look for groups whose rewards differ
-BAD_INPUT = (  # errors that the user can mend: their messages say how
-    config_lib.ConfigError,
-    data.DataError,
-    prompts.PromptError,
-    mesh.MeshError,
-    checkpoint.CheckpointError,
-    shards.ConvertError,
-    metrics.MetricsError,
-    build.ResumeError,
-    JudgeError,
-)
 
 
 def rl_step(run: Run, now: TrainState, reference: Any) -> tuple[TrainState, dict[str, float]]:
@@ -245,46 +227,15 @@ def evaluate_now(run: Run, now: TrainState, when: str) -> None:
         report.write(run.folder)
 
 
-config_flags.DEFINE_config_file("config", None, "What to run, such as configs/tiny.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, rollouts, report.html.")
-
-
-def settings(trains: bool = True) -> config_lib.Config:
-    """What --config and its overrides say, checked for training or for less. Raises ConfigError."""
-    path = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
-    if not pathlib.Path(path).is_file():
-        raise config_lib.ConfigError(f"--config={path}: no such file; give one such as configs/tiny.py")
-    return config_lib.resolve(flags.FLAGS.config, trains)
-
-
-def parse(arguments: list[str]) -> list[str]:
-    """absl's reading of the command line; a misspelt field is one line here, where ml_collections shows a traceback."""
-    try:
-        return flags.FLAGS(arguments)
-    except (flags.Error, AttributeError, LookupError) as error:
-        print("\n".join(misspelt(arguments)) or f"{arguments[0]}: {error}", file=sys.stderr)
-        sys.exit(ExitCode.BAD_INPUT)
-
-
-def misspelt(arguments: list[str]) -> list[str]:
-    """A line for each setting that there is not, with the nearest that there is."""
-    known, lines = config_lib.names(), []
-    for name in (
-        text.partition("=")[0].removeprefix("--config.") for text in arguments if text.startswith("--config.")
-    ):
-        if name not in (*known, *(one.partition(".")[0] for one in known)):
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
-            fix = f"did you mean --config.{near[0]}?" if near else "configs/base.py lists all"
-            lines.append(f"--config.{name}: no such setting; {fix}")
-    return lines
 
 
 def main(_: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # Orbax tells thirty lines a checkpoint
     folder = pathlib.Path(_WORKDIR.value).expanduser().absolute()
     command.as_escapes()
-    with runtime.started(BAD_INPUT):
-        config = settings()
+    with runtime.started(build.BAD_INPUT):
+        config = command_line.read()
         with runtime.alone(folder):
             train(config, folder)
     for line in guard.alerts(folder):
@@ -294,4 +245,4 @@ def main(_: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main, flags_parser=parse)
+    app.run(main, flags_parser=command_line.parse)

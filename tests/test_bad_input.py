@@ -19,7 +19,7 @@ import tiny_runs
 from absl import flags
 from ml_collections import config_flags
 
-from safer_jax import build, convert, inspection, runtime, shards, train
+from safer_jax import build, command_line, convert, inspection, runtime, shards, train
 from safer_jax.command import ExitCode
 from safer_jax.datasets import prepared
 
@@ -100,7 +100,7 @@ def settings(folder, **changes):
 
 def refusal(capsys, made, folder):
     """What the command prints of an error that is the user's to mend; it ends with the exit code for that."""
-    with pytest.raises(SystemExit) as ended, runtime.started(train.BAD_INPUT):
+    with pytest.raises(SystemExit) as ended, runtime.started(build.BAD_INPUT):
         train.train(made, folder)
     assert ended.value.code == ExitCode.BAD_INPUT == 2
     told = capsys.readouterr().err
@@ -264,9 +264,9 @@ def test_a_command_line_that_cannot_be_read(arguments, told, capsys, monkeypatch
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(flags, "FLAGS", holder)
     monkeypatch.setattr("sys.argv", argv)  # config_flags finds the overrides there
-    with pytest.raises(SystemExit) as ended, runtime.started(train.BAD_INPUT):
-        train.parse(argv)
-        train.settings()
+    with pytest.raises(SystemExit) as ended, runtime.started(build.BAD_INPUT):
+        command_line.parse(argv)
+        command_line.read()
     assert ended.value.code == ExitCode.BAD_INPUT and told in capsys.readouterr().err
 
 
@@ -283,5 +283,5 @@ def test_the_command_ends_with_one_message(tmp_path):
 
 
 def test_bugs_keep_their_traceback():
-    with pytest.raises(ZeroDivisionError), runtime.started(train.BAD_INPUT):
+    with pytest.raises(ZeroDivisionError), runtime.started(build.BAD_INPUT):
         print(1 / 0)

@@ -98,12 +98,12 @@ def part(text: str) -> tuple[int, int]:
 
 
 def score(args: argparse.Namespace, overrides: list[str]) -> None:
-    from safer_jax import build, mesh, rewards, runtime, train
+    from safer_jax import build, command_line, mesh, rewards, runtime
     from safer_jax.judge import kinds
 
-    train.parse([f"{sys.argv[0]} score", f"--config={args.config}", *overrides])
-    with runtime.started((*train.BAD_INPUT, curate.CurateError)):
-        config = train.settings(trains=False)
+    command_line.parse([f"{sys.argv[0]} score", f"--config={args.config}", *overrides])
+    with runtime.started((*build.BAD_INPUT, curate.CurateError)):
+        config = command_line.read(trains=False)
         if config.judge.kind == "none":
             raise curate.CurateError(
                 "judge.kind = 'none': scores are a judge's; choose one, such as --config.judge.kind=http"

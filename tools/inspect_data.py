@@ -47,10 +47,10 @@ def parser() -> argparse.ArgumentParser:
 
 def fit_of(path: str, overrides: list[str]) -> tuple[inspection.Fit, images.Limits]:
     """The tokenizer, buckets and limits of a config."""
-    from safer_jax import build, train
+    from safer_jax import build, command_line
 
-    train.parse([sys.argv[0], f"--config={path}", *overrides])
-    config = train.settings(trains=False)
+    command_line.parse([sys.argv[0], f"--config={path}", *overrides])
+    config = command_line.read(trains=False)
     with tempfile.TemporaryDirectory() as assets:
         assets = pathlib.Path(assets) / "assets"
         processor = build.make_processor(config, assets, build.prepare_assets(config, assets))

@@ -104,13 +104,13 @@ def rule_of(args: argparse.Namespace) -> selection.Rule:
 
 
 def tag(args: argparse.Namespace, overrides: list[str]) -> None:
-    from safer_jax import runtime, train
+    from safer_jax import build, command_line, runtime
     from safer_jax.datasets import adapters
     from safer_jax.tagging import TagError, dataset, ratings
 
-    train.parse([sys.argv[0], f"--config={args.config}", *overrides])
-    with runtime.started((*train.BAD_INPUT, TagError)):
-        config, rule = train.settings(trains=False), rule_of(args)
+    command_line.parse([sys.argv[0], f"--config={args.config}", *overrides])
+    with runtime.started((*build.BAD_INPUT, TagError)):
+        config, rule = command_line.read(trains=False), rule_of(args)
         if config.judge.kind == "none":
             raise TagError("judge.kind = 'none': tags are a judge's; choose one, such as --config.judge.kind=http")
         typography.draw(args.instruction, 0, args.font)  # a font that cannot be read is told now
