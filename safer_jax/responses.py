@@ -332,7 +332,7 @@ def _main(arguments: list[str]) -> int:
             sets = {file: labelled(file)}
         except (OSError, ValueError) as error:
             print(error, file=sys.stderr)
-            return 2
+            return command.ExitCode.BAD_INPUT
     else:
         titles = {"the phrases were written on these": "tune", "held out": "held"}
         sets = {title: [r for r in labelled() if r.half == half] for title, half in titles.items()}

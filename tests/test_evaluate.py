@@ -26,7 +26,7 @@ from safer_jax import attempts, benchmarking, build, data, evaluate, mesh, polic
 from safer_jax import config as config_lib
 from safer_jax.benchmarks import answers, results
 from safer_jax.command import ExitCode
-from safer_jax.datasets import RowError, demo
+from safer_jax.datasets import RowError, demo, prepared
 from safer_jax.judge import JudgeError, endpoint, local, rules
 from safer_jax.judge.breaker import JudgeDown
 from safer_jax.model import variants
@@ -666,6 +666,11 @@ def test_folders_are_found_by_the_name_of_benchmark_set_or_module(tmp_path):
         ("siuo", "test", 5, True), ("siuo_mcqa", "test", 5, False), ("demo", "train", 5, True)
     ]  # fmt: skip
     assert tasks[1].source[0].choice and not tasks[0].source[0].choice
+    prepared.prepare(tasks[1].source, {"name": "siuo_mcqa", "split": "test"}, tmp_path / "copy")
+    copied = arguments("out", "--benchmark=siuo_mcqa", f"--data=siuo_mcqa={tmp_path / 'copy'}")
+    assert list(evaluate.open_tasks(copied, settings())[0].source) == list(tasks[1].source)
+    with pytest.raises(data.DataError, match="copy: was prepared from 'siuo_mcqa', not from 'siuo'; correct the name"):
+        evaluate.open_tasks(arguments("out", "--benchmark=siuo", f"--data=siuo={tmp_path / 'copy'}"), settings())
 
 
 def test_a_batch_that_the_mesh_cannot_cut_is_refused(fake, tmp_path, monkeypatch):

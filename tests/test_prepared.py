@@ -160,7 +160,7 @@ def test_the_command_decodes_every_image(tmp_path):
     done = tool(folder, tmp_path / "out", "--bad-rows=1")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("5 rows in 1 file, ") and "; 1 left out\n       5 train, none stated\n" in done.stdout
-    source = adapters.load("prepared", str(tmp_path / "out"), "train")
+    source = adapters.load("safetag", str(tmp_path / "out"), "train")
     assert [source[index].id[-1] for index in range(5)] == list("01345")
     trusting = tool(folder, tmp_path / "trusting", "--check=header")
     assert trusting.returncode == 0 and trusting.stdout.startswith("6 rows")
@@ -264,10 +264,10 @@ def bucket(monkeypatch):
 
 def test_a_set_in_a_bucket_is_copied_once_and_checked(tmp_path, bucket):
     rows = [record(number) for number in range(5)]
-    prepare(tmp_path / "set", rows, shard_rows=2)
+    prepared.prepare(Rows(rows), {"name": "safetag", "split": "train"}, tmp_path / "set", shard_rows=2)
     for path in (tmp_path / "set").iterdir():
         bucket.pipe_file(f"gs://sets/mine/{path.name}", path.read_bytes())
-    load = lambda: adapters.load("prepared", "gs://sets/mine", "train", str(tmp_path / "root"))
+    load = lambda: adapters.load("safetag", "gs://sets/mine", "train", str(tmp_path / "root"))
     name = prepared._file("train", 1, 3)
     whole = bucket.cat_file(f"gs://sets/mine/{name}")
     bucket.pipe_file(f"gs://sets/mine/{name}", whole[:-1] + b"x")
@@ -282,12 +282,12 @@ def test_a_set_in_a_bucket_is_copied_once_and_checked(tmp_path, bucket):
     with pytest.raises(
         DataError, match="gs://sets/yours: split 'train' cannot be copied from there .FileNotFound.*gcsfs"
     ):
-        adapters.load("prepared", "gs://sets/yours", "train", str(tmp_path / "root"))
+        adapters.load("safetag", "gs://sets/yours", "train", str(tmp_path / "root"))
     with pytest.raises(
         DataError,
-        match="'gs://sets/mine': 'safetag' is read from disk; copy it there, or prepare the copy with tools/prepare.py",
+        match="gs://sets/mine: was prepared from 'safetag', not from 'vlguard'; correct the name or the folder",
     ):
-        adapters.load("safetag", "gs://sets/mine", "train", str(tmp_path / "root"))
+        adapters.load("vlguard", "gs://sets/mine", "train", str(tmp_path / "root"))
 
 
 @pytest.mark.slow

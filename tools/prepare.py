@@ -14,7 +14,7 @@ from safer_jax.datasets import DataError, RowError, arguments, prepared
 EXAMPLES = """examples:
   python tools/prepare.py --name=safetag --path=SafeTag-VL-3K --split=train --out=sets/safetag
   python tools/prepare.py --name=safetag --path=SafeTag-VL-3K --split=test --out=sets/safetag   # beside it
-  python -m safer_jax.train ... --config.data.name=prepared --config.data.path=sets/safetag
+  python -m safer_jax.train ... --config.data.name=safetag --config.data.path=sets/safetag
   gcloud storage cp -r sets/safetag gs://bucket/     # then --config.data.path=gs://bucket/safetag
 
 The same command goes on where it was killed. Exit codes: 2 bad input, 75 stopped.
@@ -78,8 +78,10 @@ def main() -> int:
     )
     for use, count in uses.items():
         print(f"{count:8,} {use}")
-    verb = "train" if any(use.startswith("train") for use in uses) else "for evaluation only; read it"
-    print(f"{verb} with --config.data.name=prepared --config.data.path={args.out}")
+    if any(use.startswith("train") for use in uses):
+        print(f"train with --config.data.name={args.name} --config.data.path={args.out}")
+    else:
+        print(f"for evaluation only: python -m safer_jax.evaluate ... --data={args.name}={args.out}")
     return 0
 
 

@@ -39,7 +39,6 @@ FORMS = ("SD", "SD_TYPO", "TYPO", "Text_only")
 ADAPTERS = {
     "demo": Adapter("demo", TRAINED, "train", "the built-in set of drawn scenes, made at first use"),
     "safetag": Adapter("safetag", TRAINED, "train", "SafeTag-VL-3K: a question, its images and three tags a row"),
-    "prepared": Adapter("prepared", (), "train", "what tools/prepare.py made of any other set, on disk or in a bucket"),
     "curated": Adapter("curated", (), "train", "what tools/curate.py select wrote from any other set"),
     "spa_vl": Adapter(
         "spa_vl", ("train", "validation", "test", "harm", "help"), "train", "SPA-VL: preferred and rejected answers"
@@ -67,8 +66,11 @@ ADAPTERS = {
 def load(name: str, folder: str, split: str, root: str = "") -> Source:
     """The rows of a split of the set `name` in `folder`; the demo set is made under `root` where `folder` is empty.
 
-    Raises DataError for an unknown name, an empty folder and whatever the set's adapter refuses.
+    `folder` may also be a prepared copy of the set, on disk or in a bucket, which is copied to `root` first.
+    Raises DataError for an unknown name, an empty folder, a copy of another set and whatever the set's adapter refuses.
     """
+    from safer_jax.datasets import prepared
+
     if name not in ADAPTERS:
         raise DataError(f"data.name {name!r} is not known; write one of {', '.join(ADAPTERS)}")
     if not folder and name == "demo":
@@ -77,13 +79,10 @@ def load(name: str, folder: str, split: str, root: str = "") -> Source:
         folder = demo.build(root)
     if not folder:
         raise DataError(f"data.path is empty: set it to the folder of {name!r} ({ADAPTERS[name].about})")
-    if "://" in str(folder):
-        from safer_jax.datasets import prepared
-
-        if name != "prepared":
-            raise DataError(
-                f"data.path {folder!r}: {name!r} is read from disk; copy it there, or prepare the copy with "
-                "tools/prepare.py: of what that writes data.name = 'prepared' reads a bucket"
-            )
-        folder = prepared.stage(str(folder), split, root)
-    return ADAPTERS[name].open(Path(folder).expanduser(), split)
+    place = prepared.stage(folder, split, root) if "://" in str(folder) else Path(folder).expanduser()
+    if not prepared.is_in(place):
+        return ADAPTERS[name].open(place, split)
+    source = prepared.Source(place, split)
+    if source.of != name:
+        raise DataError(f"{folder}: was prepared from {source.of!r}, not from {name!r}; correct the name or the folder")
+    return source

@@ -2,7 +2,7 @@
 
 A set is written in the config as a line of a table, the folder last, for it may hold spaces and colons:
 
-    data.mixture = ("2 safetag train /data/SafeTag-VL-3K", "0.5 prepared train gs://bucket/spa_vl")
+    data.mixture = ("2 safetag train /data/SafeTag-VL-3K", "0.5 spa_vl train gs://bucket/spa_vl")
     data.eval_sets = ("safetag test /data/SafeTag-VL-3K",)
 
 Draw i belongs to the set that `Turns` says, a function of i and the weights alone, so a single cursor resumes a mixture.

@@ -92,10 +92,15 @@ def prepare(
     return shards
 
 
+def is_in(folder: Path) -> bool:
+    """True where `folder` holds a prepared set."""
+    return (folder / METADATA[1]).is_file()
+
+
 class Source:
     """The rows of one split of a prepared set, each read when it is asked for; threads may share it.
 
-    Raises DataError for a set that is missing, not complete or damaged. An index beyond the end raises IndexError.
+    `of` is the name of the set that it was made of. Raises DataError for a set that is missing, not complete or damaged. An index beyond the end raises IndexError.
     """
 
     def __init__(self, folder: str | Path, split: str):
@@ -103,7 +108,7 @@ class Source:
         from tensorflow_datasets.core import example_parser
 
         folder = Path(folder).expanduser()
-        if not (folder / "dataset_info.json").is_file():
+        if not is_in(folder):
             known = (
                 ", ".join(sorted(path.name for path in folder.iterdir())[:5] if folder.is_dir() else ()) or "nothing"
             )
@@ -124,6 +129,7 @@ class Source:
                 found = f"has {path.stat().st_size} bytes" if path.is_file() else "is missing"
                 raise DataError(f"{path}: {found}, want {shard.bytes}; copy the set again")
         self.name, self._folder = f"prepared/{split}", folder
+        self.of = _origin(folder / _journal_name(split))["name"]
         raw = tfds.decode.DeserializeMethod.RAW_BYTES  # decoding is for images.decode, which has limits
         self._rows = builder.as_data_source(split=split, deserialize_method=raw)
         self._parser = example_parser.ExampleParserNp(builder.info.features.get_serialized_info())
@@ -170,7 +176,7 @@ def stage(uri: str, split: str, root: str | Path) -> Path:
     except Exception as error:  # every bucket has its own errors; what it was is told
         raise DataError(
             f"{uri}: split {split!r} cannot be copied from there ({type(error).__name__}: {error}); correct the address, "
-            "install the bucket's file system (gs://: gcsfs, s3://: s3fs), or mount it and give the folder"
+            "which is that of a folder that tools/prepare.py wrote, install the bucket's file system (gs://: gcsfs, s3://: s3fs), or mount it and give the folder"
         ) from error
     return target
 
@@ -257,7 +263,7 @@ def _describe(folder: Path, by: str) -> None:
 
     infos, told = [], []
     for path in sorted(folder.glob(_journal_name("*"))):
-        origin, shards = json.loads(path.read_bytes().splitlines()[0]), _shards(folder, split := _split_of(path))
+        origin, shards = _origin(path), _shards(folder, split := _split_of(path))
         count = -(-origin["rows"] // origin["shard_rows"])
         if origin["fields"] != list(Record._fields):
             raise DataError(
@@ -344,6 +350,11 @@ def _shards(folder: Any, split: str) -> list[Shard]:
     except (OSError, ValueError, TypeError) as error:
         raise DataError(f"{path}: is no list of shards ({error}); {AGAIN}") from error
     return [found[number] for number in sorted(found)]
+
+
+def _origin(journal: Path) -> dict[str, Any]:
+    """What a split was made of."""
+    return json.loads(journal.read_bytes().partition(b"\n")[0])
 
 
 def _is_there(path: Path, shard: Shard) -> bool:
