@@ -72,7 +72,7 @@ def answer(
         return feed.ask(filled, filled, process, processes)
 
     total, names = len(usable.rows) * samples, ("tokens", "cut")
-    progress = metrics.Progress(total, len(done), f"{task.name}: answers", names, is_shown=process == 0)
+    progress = metrics.Progress(total, len(done), f"{task.name}: answers", names, "answer", is_shown=process == 0)
     with data.Prefetch(ask) as batches:
         for number, rows in enumerate(todo):
             compiled, asked = runtime.compiles(), batches.get(rows)
@@ -211,7 +211,7 @@ def grade(
     settings, process, processes = config.eval_judge, jax.process_index(), jax.process_count()
     size = settings.rows if settings.kind in kinds.LOCAL else 2 * settings.concurrency * processes
     progress = metrics.Progress(
-        len(asked), len(asked) - len(todo), f"{task.name}: verdicts", ("unjudged",), is_shown=process == 0
+        len(asked), len(asked) - len(todo), f"{task.name}: verdicts", ("unjudged",), "verdict", is_shown=process == 0
     )
     for start in range(0, len(todo), size):
         own = np.array_split(np.arange(start, min(start + size, len(todo))), processes)[process]

@@ -151,7 +151,7 @@ class Clock:
 
 
 class Progress:
-    """One line that says where a run stands: steps, key figures, seconds per step, time left.
+    """One line that says where a run stands: steps, key figures, seconds a step, time left.
 
     On a terminal the line is rewritten in place; elsewhere (a log file) a new line is printed, but not more often than
     every `pause` seconds.
@@ -161,6 +161,7 @@ class Progress:
       start: steps that are already done.
       title: name of the stage.
       keys: figures to show, those that a step has.
+      unit: what a step is.
       stream: where to print.
       pause: least seconds between lines where the stream is no terminal.
       is_shown: False on all processes but one.
@@ -173,12 +174,13 @@ class Progress:
         start: int = 0,
         title: str = "",
         keys: tuple[str, ...] = ("loss", "reward", "kl"),
+        unit: str = "step",
         stream: TextIO | None = None,
         pause: float = 10.0,
         is_shown: bool = True,
         now: Callable[[], float] = time.monotonic,
     ):
-        self._total, self._title, self._keys, self._pause = total, title, keys, pause
+        self._total, self._title, self._keys, self._unit, self._pause = total, title, keys, unit, pause
         self._stream, self._is_shown, self._now = stream or sys.stderr, is_shown, now
         self._marks = collections.deque([(start, now())], maxlen=_WINDOW + 1)
         self._is_first, self._printed, self._width = True, -math.inf, 0
@@ -204,12 +206,12 @@ class Progress:
         (first, start), (last, end) = self._marks[0], self._marks[-1]
         each = (end - start) / max(last - first, 1)
         shown = [f"{name} {float(figures[name]):.4g}" for name in self._keys if name in figures]
-        left = f"{_pace(each)}  ETA {_clock(each * max(self._total - step, 0))}"
+        left = f"{_pace(each)}/{self._unit}  ETA {_clock(each * max(self._total - step, 0))}"
         return "  ".join(part for part in (f"{self._title} {step}/{self._total}".strip(), *shown, left))
 
 
 def _pace(seconds: float) -> str:
-    return f"{seconds:.1f} s/step" if seconds >= 1 else f"{seconds * 1000:.0f} ms/step"
+    return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds * 1000:.0f} ms"
 
 
 def _clock(seconds: float) -> str:

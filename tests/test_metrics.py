@@ -180,7 +180,7 @@ def test_progress_on_a_terminal():
 
 def test_eta_of_hours():
     now = Time()
-    progress = metrics.Progress(1000, stream=io.StringIO(), now=now)
+    progress = metrics.Progress(1000, unit="answer", stream=io.StringIO(), now=now)
     now.seconds += 100.0
     progress.update(10, {})
-    assert progress._stream.getvalue() == "10/1000  10.0 s/step  ETA 2:45:00\n"
+    assert progress._stream.getvalue() == "10/1000  10.0 s/answer  ETA 2:45:00\n"

@@ -156,7 +156,7 @@ def score(
     passes = [(shard, own[i : i + size]) for shard, own in missing.items() for i in range(0, len(own), size)]
     total = sum(map(len, rows.values()))
     done = total - sum(map(len, missing.values()))
-    progress = metrics.Progress(total, done, "prompts", ("quality", "instability", "unjudged"))
+    progress = metrics.Progress(total, done, "prompts", ("quality", "instability", "unjudged"), "prompt")
     with data.Prefetch(ask) as answers:
         for number, (shard, own) in enumerate(passes):
             records, responses = answers.get(own)

@@ -219,7 +219,7 @@ def rate(
     bad = sum(rating.fault == BAD for path in files(folder) for rating in read(path))
     _check(bad, budget, items, "")
     done = len(wanted) - len(ahead)
-    progress = metrics.Progress(len(wanted), done, folder.name, ("unjudged", "unfit", "bad"))
+    progress = metrics.Progress(len(wanted), done, folder.name, ("unjudged", "unfit", "bad"), "row")
     passes = [ahead[start : start + size] for start in range(0, len(ahead), size)]
     with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
         make = lambda own: list(pool.map(items.try_read, own))
