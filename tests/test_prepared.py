@@ -294,13 +294,13 @@ def test_a_set_in_a_bucket_is_copied_once_and_checked(tmp_path, bucket):
 def test_memory_is_bounded(tmp_path):
     """100,000 small rows; the peak is that of the imports, 64 rows in flight and array_record's buffers."""
     program = (
-        f"import sys, resource\nsys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"
-        "import fake_rows, test_prepared\nfrom safer_jax.datasets import prepared\n"
+        f"import sys\nsys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"
+        "import fake_rows, memory, test_prepared\nfrom safer_jax.datasets import prepared\n"
         "class Many(fake_rows.Rows):\n"
         "    def __getitem__(self, i): return test_prepared.record(i % 250, id=str(i), images=(bytes([i % 256]) * 20000,))\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "before = memory.peak()\n"
         f"prepared.prepare(Many(range(100_000)), {{'name': 'many', 'split': 'train'}}, {str(tmp_path)!r})\n"
-        "print(before / 1024, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
+        "print(before / 2**20, memory.peak() / 2**20)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=600, check=True)
     before, peak = map(float, done.stdout.split())
