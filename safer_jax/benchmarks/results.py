@@ -122,7 +122,8 @@ def predictions(
 def collect(out: Path) -> Path:
     """results.json, table.md and evaluation.html of all benchmarks in a folder; the page's path.
 
-    Those of another policy or judge than the newest, or asked otherwise, are left out and named. Raises AnswersError where there is none.
+    Those of another policy or judge than the newest, or asked otherwise, are left out and named. Raises AnswersError where
+    there is none.
     """
     files = sorted(out.glob("*/report.json"), key=lambda path: path.stat().st_mtime, reverse=True)
     read = {path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in files}

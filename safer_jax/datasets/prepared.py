@@ -100,7 +100,8 @@ def is_in(folder: Path) -> bool:
 class Source:
     """The rows of one split of a prepared set, each read when it is asked for; threads may share it.
 
-    `of` is the name of the set that it was made of. Raises DataError for a set that is missing, not complete or damaged. An index beyond the end raises IndexError.
+    `of` is the name of the set that it was made of. Raises DataError for a set that is missing, not complete or damaged.
+    An index beyond the end raises IndexError.
     """
 
     def __init__(self, folder: str | Path, split: str):
@@ -176,7 +177,8 @@ def stage(uri: str, split: str, root: str | Path) -> Path:
     except Exception as error:  # every bucket has its own errors; what it was is told
         raise DataError(
             f"{uri}: split {split!r} cannot be copied from there ({type(error).__name__}: {error}); correct the address, "
-            "which is that of a folder that tools/prepare.py wrote, install the bucket's file system (gs://: gcsfs, s3://: s3fs), or mount it and give the folder"
+            "which is that of a folder that tools/prepare.py wrote, install the bucket's file system (gs://: gcsfs, "
+            "s3://: s3fs), or mount it and give the folder"
         ) from error
     return target
 

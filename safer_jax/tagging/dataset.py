@@ -103,7 +103,8 @@ def _check(made: Made) -> None:
     if not made.kept:
         counted = ", ".join(f"{sum(counts.values())} {fate}" for fate, counts in made.fates().items())
         raise TagError(
-            f"nothing to keep ({counted or 'no items'}); widen the thresholds, tag more rows, or, where there was no verdict, mend the judge and give --again"
+            f"nothing to keep ({counted or 'no items'}); widen the thresholds, tag more rows, or, where there "
+            "was no verdict, mend the judge and give --again"
         )
     held = [one.rating.id for one in made.kept if one.rating.use != "train"]
     if held and made.rule.test_share < 1:
