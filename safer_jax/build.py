@@ -392,14 +392,9 @@ def _feeds(config: config_lib.Config, processor: prompts.Processor):
         seen = overlap.Prints(source.name, config.data.root, processor.limits)
         sizes = measured.Sizes(processor, config.data.root, source.name)
         measure = seen.along(sizes) if jax.process_index() == 0 else sizes  # all find the same, one tells
+        allowed = config.data.train_on_eval
         usable = data.usable(
-            source,
-            measure,
-            *most,
-            config.data.bad_rows,
-            is_training,
-            train_on_eval=config.data.train_on_eval,
-            tells=tells,
+            source, measure, *most, config.data.bad_rows, is_training, train_on_eval=allowed, tells=tells
         )
         seen.save()
         sizes.save()

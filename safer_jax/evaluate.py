@@ -45,13 +45,8 @@ from safer_jax.datasets.arguments import at_least, place
 from safer_jax.judge import JudgeError, kinds, local, question
 
 RUBRIC = "evaluation"
-ASKED = (
-    "system",
-    "guide",
-    "force_think",
-    "min_pixels",
-    "max_pixels",
-)  # of `prompt`: what a policy is trained to be asked by
+# Of `prompt`: what a policy is trained to be asked by.
+ASKED = ("system", "guide", "force_think", "min_pixels", "max_pixels")
 BAD_INPUT = (*build.BAD_INPUT, answers.AnswersError, benchmarks.BenchmarkError)
 
 EXAMPLES = """examples:
