@@ -228,6 +228,11 @@ def evaluate_now(run: Run, now: TrainState, when: str) -> None:
 
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, rollouts, report.html.")
+flags.register_validator(
+    "workdir",
+    lambda text: text is None or "://" not in text,
+    "is an address; a run writes to a folder: mount the bucket and give its folder",
+)
 
 
 def main(_: list[str]) -> None:

@@ -3,6 +3,7 @@
 The cases that a module's own tests show are listed in ELSEWHERE; the others go through `train.train` here.
 """
 
+import argparse
 import ast
 import pathlib
 import re
@@ -21,7 +22,7 @@ from ml_collections import config_flags
 
 from safer_jax import build, command_line, convert, inspection, runtime, shards, train
 from safer_jax.command import ExitCode
-from safer_jax.datasets import prepared
+from safer_jax.datasets import arguments, prepared
 
 ROOT = pathlib.Path(__file__).parents[1]
 ELSEWHERE = {
@@ -268,6 +269,16 @@ def test_a_command_line_that_cannot_be_read(arguments, told, capsys, monkeypatch
         command_line.parse(argv)
         command_line.read()
     assert ended.value.code == ExitCode.BAD_INPUT and told in capsys.readouterr().err
+
+
+def test_a_bucket_is_no_folder_to_write_to():
+    try:
+        with pytest.raises(flags.IllegalFlagValueError, match="workdir=gs://b/run: is an address; .* mount the bucket"):
+            flags.FLAGS.workdir = "gs://b/run"
+    finally:
+        flags.FLAGS["workdir"].unparse()
+    with pytest.raises(argparse.ArgumentTypeError, match="'gs://b/x' is an address, not a folder; mount the bucket"):
+        arguments.place("gs://b/x")
 
 
 def test_the_command_ends_with_one_message(tmp_path):

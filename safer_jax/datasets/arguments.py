@@ -27,7 +27,9 @@ def load(args: argparse.Namespace) -> Source:
 
 
 def place(text: str) -> pathlib.Path:
-    """The type of an option that is a path: a shell leaves the ~ of --out=~/x as it is."""
+    """The type of an option that is a path of this machine: a shell leaves the ~ of --out=~/x as it is."""
+    if "://" in text:
+        raise argparse.ArgumentTypeError(f"{text!r} is an address, not a folder; mount the bucket and give its folder")
     return pathlib.Path(text).expanduser()
 
 
