@@ -2,7 +2,7 @@
 
 `configs/base.py` lists the same fields with their defaults. A field's type says what it may hold: `Literal` lists the
 words, `Annotated[..., Range]` the limits (`fields`), so that the checks of one field are read beside its name. Checks
-between fields stand in `conflicts`. This is the only module that sees ml_collections.
+between fields stand in `conflicts`. Only this module and `command_line` see ml_collections.
 """
 
 import dataclasses
